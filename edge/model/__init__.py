@@ -1,0 +1,1 @@
+"""What GLM-4 is: configuration, weights, tokenizer. No OpenVINO here."""

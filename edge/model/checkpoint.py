@@ -1,0 +1,153 @@
+"""Tensors of a checkpoint, read by memory map: nothing is copied until somebody asks.
+
+The safetensors package can map a file too, but numpy has no bfloat16, so it cannot hand one out
+without a conversion; the format itself is a JSON header and raw bytes
+(https://huggingface.co/docs/safetensors, "Format").
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.errors import CheckpointError
+from edge.model.spec import GlmSpec, read_json
+
+# How a safetensors dtype is seen by numpy. BF16 is carried as its raw 16 bits.
+_STORAGE: dict[str, np.dtype[Any]] = {"BF16": np.dtype("<u2"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
+# Derived tables some checkpoints carry along; the graph computes them.
+_IGNORED_SUFFIXES = (".rotary_emb.inv_freq",)
+_MAX_HEADER_BYTES = 100_000_000
+_REPAIR = "Download the file again; an interrupted download or a full disk leaves it short."
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One tensor: `raw` is a read-only view of the file; bf16 stays as uint16 bit patterns."""
+
+    raw: NDArray[Any]
+    dtype: str  # BF16, F16 or F32
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows first, as in the file."""
+        return self.raw.shape
+
+    def rows(self, index: NDArray[np.int64]) -> Weight:
+        """A copy with the first axis reordered by `index`."""
+        return Weight(np.ascontiguousarray(self.raw[index]), self.dtype)
+
+    def f32(self) -> NDArray[np.float32]:
+        """A float32 copy of the values."""
+        if self.dtype == "BF16":
+            return (self.raw.astype(np.uint32) << 16).view(np.float32)
+        return self.raw.astype(np.float32)
+
+
+class Checkpoint:
+    """A folder of safetensors whose tensors all exist, with the right shapes, before work starts.
+
+    Raises:
+        CheckpointError: a shard or tensor is missing, cut short, or of the wrong shape or type.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.spec = GlmSpec.from_folder(folder)
+        self.shards = _find_shards(folder)
+        self._weights: dict[str, Weight] = {}
+        for shard in self.shards:
+            self._weights.update(_map_shard(shard))
+        self._check()
+
+    def weight(self, name: str) -> Weight:
+        """The tensor `name` of `GlmSpec.tensor_shapes`; a view that lives as long as this object."""
+        return self._weights[name]
+
+    def _check(self) -> None:
+        expected = self.spec.tensor_shapes()
+        for name, shape in expected.items():
+            weight = self._weights.get(name)
+            if weight is None:
+                raise CheckpointError(
+                    f"{self.folder}: the tensor {name} is missing",
+                    hint="config.json and the weights do not belong together, or a shard was left out of the download.",
+                )
+            if weight.shape != shape:
+                raise CheckpointError(
+                    f"{self.folder}: the tensor {name} has shape {list(weight.shape)}, "
+                    f"but config.json asks for {list(shape)}",
+                    hint="config.json and the weights do not belong together.",
+                )
+        tied = {"lm_head.weight"} if self.spec.tie_word_embeddings else set()
+        unknown = [
+            name
+            for name in self._weights
+            if name not in expected and name not in tied and not name.endswith(_IGNORED_SUFFIXES)
+        ]
+        if unknown:
+            raise CheckpointError(
+                f"{self.folder}: {len(unknown)} tensors are none of GLM-4's, {unknown[0]} among them",
+                hint="This looks like another architecture under a GLM config; leaving tensors out would give "
+                "wrong answers.",
+            )
+
+
+def _find_shards(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise CheckpointError(f"{index} names no shards", hint="Download the file again.")
+        names = sorted(set(weight_map.values()))
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing:
+            raise CheckpointError(
+                f"{folder}: {len(missing)} of {len(names)} shards are missing, {missing[0]} among them",
+                hint="Download the missing shards into the same folder.",
+            )
+        return [folder / name for name in names]
+    single = folder / "model.safetensors"
+    if not single.is_file():
+        raise CheckpointError(
+            f"{folder} holds no weights: neither model.safetensors nor model.safetensors.index.json",
+            hint="Download the checkpoint's *.safetensors files; .bin and .gguf files are not read.",
+        )
+    return [single]
+
+
+def _map_shard(path: Path) -> Iterator[tuple[str, Weight]]:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
+        if length > min(_MAX_HEADER_BYTES, size - 8):
+            raise CheckpointError(f"{path} is cut short or no safetensors file ({size:,} bytes)", hint=_REPAIR)
+        try:
+            header = json.loads(file.read(length))
+            entries = {name: value for name, value in header.items() if name != "__metadata__"}
+            end = max((value["data_offsets"][1] for value in entries.values()), default=0)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{path} has a damaged header ({error})", hint=_REPAIR) from error
+    if 8 + length + end > size:
+        raise CheckpointError(f"{path} is cut short: {size:,} bytes of {8 + length + end:,}", hint=_REPAIR)
+    data = np.memmap(path, dtype=np.uint8, mode="r", offset=8 + length) if end else np.zeros(0, np.uint8)
+    for name, value in entries.items():
+        storage = _STORAGE.get(value["dtype"])
+        if storage is None:
+            raise CheckpointError(
+                f"{path}: the tensor {name} is of type {value['dtype']}, not BF16, F16 or F32",
+                hint="Export the original bf16 or fp16 checkpoint, not a quantised one.",
+            )
+        begin, stop = value["data_offsets"]
+        count = int(np.prod(value["shape"], dtype=np.int64))
+        if stop - begin != count * storage.itemsize:
+            raise CheckpointError(f"{path}: the tensor {name} does not fill its place", hint=_REPAIR)
+        yield name, Weight(data[begin:stop].view(storage).reshape(value["shape"]), value["dtype"])

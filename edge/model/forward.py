@@ -1,0 +1,88 @@
+"""The GLM-4 decoder in numpy, in the plainest words: what an exported graph is held against.
+
+Written from the definition (transformers `models/glm/modeling_glm.py`), not from the graph: pairs are
+rotated where they lie, KV heads are repeated by copying, the mask is a triangle. One sequence, no
+cache, float32, a layer at a time, so that only one layer is ever in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.model.checkpoint import Weight
+from edge.model.spec import GlmSpec
+
+Array = NDArray[np.float32]
+
+
+def logits(spec: GlmSpec, weight: Callable[[str], Weight], token_ids: Sequence[int]) -> Array:
+    """Logits [S, vocab] of every position of one sequence of S tokens."""
+    hidden = hidden_states(spec, weight, token_ids)
+    head = "model.embed_tokens.weight" if spec.tie_word_embeddings else "lm_head.weight"
+    return hidden @ weight(head).f32().T
+
+
+def hidden_states(spec: GlmSpec, weight: Callable[[str], Weight], token_ids: Sequence[int]) -> Array:
+    """Output of the last norm, [S, hidden]."""
+    hidden = weight("model.embed_tokens.weight").rows(np.asarray(token_ids)).f32()
+    cos, sin = _rotary(spec, len(token_ids))
+    for i in range(spec.num_layers):
+        prefix = f"model.layers.{i}."
+        normed = _rms_norm(hidden, weight(prefix + "input_layernorm.weight"), spec)
+        hidden = hidden + _attention(spec, weight, prefix + "self_attn.", normed, cos, sin)
+        normed = _rms_norm(hidden, weight(prefix + "post_attention_layernorm.weight"), spec)
+        hidden = hidden + _mlp(spec, weight, prefix + "mlp.", normed)
+    return _rms_norm(hidden, weight("model.norm.weight"), spec)
+
+
+def _rms_norm(x: Array, scale: Weight, spec: GlmSpec) -> Array:
+    variance = np.mean(x * x, axis=-1, keepdims=True)
+    normed: Array = scale.f32() * (x / np.sqrt(variance + np.float32(spec.rms_norm_eps)))
+    return normed
+
+
+def _rotary(spec: GlmSpec, length: int) -> tuple[Array, Array]:
+    """cos and sin [S, 1, rotary_dim / 2] of each pair's angle."""
+    pairs = np.arange(0, spec.rotary_dim, 2)
+    angles = np.outer(np.arange(length), spec.rope_theta ** -(pairs / spec.rotary_dim))
+    return np.cos(angles).astype(np.float32)[:, None], np.sin(angles).astype(np.float32)[:, None]
+
+
+def _rotate(x: Array, cos: Array, sin: Array, rotary_dim: int) -> Array:
+    """Turn the pairs (0, 1), (2, 3), … of x [S, heads, head_dim] by their angles."""
+    out = x.copy()
+    even, odd = x[..., 0:rotary_dim:2], x[..., 1:rotary_dim:2]
+    out[..., 0:rotary_dim:2] = even * cos - odd * sin
+    out[..., 1:rotary_dim:2] = odd * cos + even * sin
+    return out
+
+
+def _attention(spec: GlmSpec, weight: Callable[[str], Weight], prefix: str, x: Array, cos: Array, sin: Array) -> Array:
+    def project(name: str, heads: int) -> Array:
+        out = x @ weight(f"{prefix}{name}_proj.weight").f32().T
+        if spec.attention_bias:
+            out = out + weight(f"{prefix}{name}_proj.bias").f32()
+        return out.reshape(len(x), heads, spec.head_dim)
+
+    query = _rotate(project("q", spec.num_heads), cos, sin, spec.rotary_dim)
+    key = _rotate(project("k", spec.num_kv_heads), cos, sin, spec.rotary_dim)
+    value = project("v", spec.num_kv_heads)
+    group = spec.num_heads // spec.num_kv_heads
+    key, value = np.repeat(key, group, axis=1), np.repeat(value, group, axis=1)
+    scores = np.einsum("qhd,khd->hqk", query, key) / np.float32(np.sqrt(spec.head_dim))
+    scores = np.where(np.tri(len(x), dtype=bool), scores, -np.inf)
+    scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    scores /= scores.sum(axis=-1, keepdims=True)
+    out = np.einsum("hqk,khd->qhd", scores, value).reshape(len(x), spec.q_size)
+    attended: Array = out @ weight(prefix + "o_proj.weight").f32().T
+    return attended
+
+
+def _mlp(spec: GlmSpec, weight: Callable[[str], Weight], prefix: str, x: Array) -> Array:
+    both = x @ weight(prefix + "gate_up_proj.weight").f32().T
+    gate, up = both[:, : spec.intermediate_size], both[:, spec.intermediate_size :]
+    fed: Array = (gate / (1 + np.exp(-gate)) * up) @ weight(prefix + "down_proj.weight").f32().T
+    return fed

@@ -1,0 +1,195 @@
+"""What a GLM-4 checkpoint is, read from its `config.json` and checked before anything is spent.
+
+The tensor vocabulary is that of the Hugging Face `glm` layout (`GlmForCausalLM`,
+transformers `models/glm/modeling_glm.py`); see `tensor_shapes`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edge.errors import CheckpointError, UnsupportedModelError
+
+SUPPORTED_MODEL_TYPES = ("glm",)
+
+
+@dataclass(frozen=True)
+class GlmSpec:
+    """The numbers that define a GLM-4 decoder.
+
+    `rotary_dim` is how many of the first `head_dim` channels of each head are rotated; GLM rotates
+    adjacent pairs (0,1), (2,3), …. `context_length` is in tokens.
+    """
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rotary_dim: int
+    rope_theta: float
+    rms_norm_eps: float
+    attention_bias: bool
+    tie_word_embeddings: bool
+    context_length: int
+    stop_ids: tuple[int, ...]
+
+    @property
+    def q_size(self) -> int:
+        """Rows of the query projection."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def kv_size(self) -> int:
+        """Rows of the key and of the value projection."""
+        return self.num_kv_heads * self.head_dim
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every tensor of the checkpoint, in the order in which they are used.
+
+        Linear weights are [out, in]. `gate_up_proj` stacks the gate's rows above the up rows.
+        """
+        hidden, ffn = self.hidden_size, self.intermediate_size
+        shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, hidden)}
+        for i in range(self.num_layers):
+            layer = f"model.layers.{i}."
+            shapes[layer + "input_layernorm.weight"] = (hidden,)
+            for name, rows in (("q", self.q_size), ("k", self.kv_size), ("v", self.kv_size)):
+                shapes[f"{layer}self_attn.{name}_proj.weight"] = (rows, hidden)
+                if self.attention_bias:
+                    shapes[f"{layer}self_attn.{name}_proj.bias"] = (rows,)
+            shapes[layer + "self_attn.o_proj.weight"] = (hidden, self.q_size)
+            shapes[layer + "post_attention_layernorm.weight"] = (hidden,)
+            shapes[layer + "mlp.gate_up_proj.weight"] = (2 * ffn, hidden)
+            shapes[layer + "mlp.down_proj.weight"] = (hidden, ffn)
+        shapes["model.norm.weight"] = (hidden,)
+        if not self.tie_word_embeddings:
+            shapes["lm_head.weight"] = (self.vocab_size, hidden)
+        return shapes
+
+    def parameter_count(self) -> int:
+        """Number of weights and biases, a tied head counted once."""
+        total = 0
+        for shape in self.tensor_shapes().values():
+            size = 1
+            for dim in shape:
+                size *= dim
+            total += size
+        return total
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> GlmSpec:
+        """Read and check `folder/config.json`.
+
+        Raises:
+            CheckpointError: no readable `config.json`, or a value in it that cannot be.
+            UnsupportedModelError: a model of another kind.
+        """
+        return cls.from_config(read_json(folder / "config.json"), origin=str(folder))
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], origin: str = "config.json") -> GlmSpec:
+        """Build the spec from a parsed `config.json`; `origin` names it in errors."""
+        model_type = config.get("model_type")
+        if model_type not in SUPPORTED_MODEL_TYPES:
+            raise UnsupportedModelError(
+                f"{origin} is a model of type {model_type!r}, not GLM-4",
+                hint=f"Supported model types: {', '.join(SUPPORTED_MODEL_TYPES)} "
+                "(for example zai-org/glm-4-9b-chat-hf), or 'pocket' to try things out.",
+            )
+        if config.get("quantization_config"):
+            raise UnsupportedModelError(
+                f"{origin} is already quantised ({config['quantization_config'].get('quant_method', 'unknown')})",
+                hint="Export the original bf16 or fp16 checkpoint instead.",
+            )
+        reader = _Reader(config, origin)
+        heads = reader.positive_int("num_attention_heads")
+        hidden = reader.positive_int("hidden_size")
+        head_dim = reader.positive_int("head_dim", default=hidden // heads)
+        rope = config.get("rope_parameters") or {}
+        rope_type = rope.get("rope_type", "default")
+        if rope_type != "default" or config.get("rope_scaling"):
+            raise UnsupportedModelError(
+                f"{origin} asks for RoPE scaling of type {rope_type if rope_type != 'default' else 'unknown'!r}",
+                hint="Remove the scaling from config.json to run it within its original context length.",
+            )
+        factor = rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 0.5))
+        theta = rope.get("rope_theta", config.get("rope_theta", 10000.0))
+        rotary_dim = int(head_dim * factor)
+        spec = cls(
+            model_type=str(model_type),
+            vocab_size=reader.positive_int("vocab_size"),
+            hidden_size=hidden,
+            intermediate_size=reader.positive_int("intermediate_size"),
+            num_layers=reader.positive_int("num_hidden_layers"),
+            num_heads=heads,
+            num_kv_heads=reader.positive_int("num_key_value_heads", default=heads),
+            head_dim=head_dim,
+            rotary_dim=rotary_dim,
+            rope_theta=float(theta),
+            rms_norm_eps=float(config.get("rms_norm_eps", 1.5625e-07)),
+            attention_bias=bool(config.get("attention_bias", True)),
+            tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+            context_length=reader.positive_int("max_position_embeddings", default=131072),
+            stop_ids=_stop_ids(config.get("eos_token_id"), origin),
+        )
+        if spec.num_heads % spec.num_kv_heads:
+            raise reader.fault("num_key_value_heads", spec.num_kv_heads, f"must divide the {heads} attention heads")
+        if not 0 < rotary_dim <= head_dim or rotary_dim % 2:
+            raise reader.fault("partial_rotary_factor", factor, f"must rotate an even part of the {head_dim} channels")
+        if spec.rope_theta <= 0:
+            raise reader.fault("rope_theta", theta, "must be positive")
+        if config.get("hidden_act", "silu") != "silu":
+            raise reader.fault("hidden_act", config["hidden_act"], "must be 'silu'")
+        return spec
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Parse a JSON object from `path`, with a sentence for each way that can fail."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path.parent} is no checkpoint: it has no {path.name}",
+            hint="Name a folder that holds config.json, the tokenizer and *.safetensors files, or use 'pocket'.",
+        ) from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON ({error})", hint="Download the file again.") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds no JSON object", hint="Download the file again.")
+    return value
+
+
+class _Reader:
+    """Reads numbers out of a config and blames the right key."""
+
+    def __init__(self, config: dict[str, Any], origin: str) -> None:
+        self.config = config
+        self.origin = origin
+
+    def positive_int(self, key: str, default: int | None = None) -> int:
+        value = self.config.get(key)
+        if value is None:
+            value = default
+        if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+            raise self.fault(key, value, "must be a positive whole number")
+        return value
+
+    def fault(self, key: str, value: Any, must: str) -> CheckpointError:
+        return CheckpointError(
+            f"{self.origin}: {key} is {value!r}, but {must}",
+            hint="The config does not describe a GLM-4 model; compare it with the published one.",
+        )
+
+
+def _stop_ids(value: Any, origin: str) -> tuple[int, ...]:
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(isinstance(item, int) and item >= 0 for item in ids):
+        raise CheckpointError(f"{origin}: eos_token_id is {value!r}", hint="It must be a token id or a list of them.")
+    return tuple(ids)

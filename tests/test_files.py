@@ -1,0 +1,75 @@
+"""Folders and files take their name whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edge import files
+from edge.errors import OutputError
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_new_folder_appears_at_the_end(tmp_path: Path) -> None:
+    with files.new_folder(tmp_path / "out") as work:
+        (work / "a").write_text("1")
+        assert not (tmp_path / "out").exists()
+    assert names(tmp_path) == ["out"] and names(tmp_path / "out") == ["a"]
+
+
+def test_an_old_folder_is_replaced_only_at_the_end(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").touch()
+    with files.new_folder(tmp_path / "out") as work:
+        (work / "new").touch()
+        assert names(tmp_path / "out") == ["old"]
+    assert names(tmp_path) == ["out"] and names(tmp_path / "out") == ["new"]
+
+
+@pytest.mark.parametrize("fault", [KeyboardInterrupt, ValueError, OSError(28, "No space left on device")])
+def test_a_fault_leaves_the_old_state(tmp_path: Path, fault: BaseException) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").touch()
+    with pytest.raises((KeyboardInterrupt, ValueError, OutputError)), files.new_folder(tmp_path / "out") as work:
+        (work / "half").touch()
+        raise fault
+    assert names(tmp_path) == ["out"] and names(tmp_path / "out") == ["old"]
+
+
+def test_a_swap_that_fails_puts_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").touch()
+    rename = Path.rename
+
+    def refuse(self: Path, target: Path) -> Path:
+        if self.suffix == ".partial":
+            raise PermissionError(13, "open elsewhere")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(OutputError, match="open elsewhere"), files.new_folder(tmp_path / "out"):
+        pass
+    assert names(tmp_path) == ["out"] and names(tmp_path / "out") == ["old"]
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="cannot be written"), files.new_folder(tmp_path / "file" / "out"):
+        pass
+
+
+def test_room_is_checked_where_the_folder_will_be(tmp_path: Path) -> None:
+    files.check_room(tmp_path / "not" / "yet", 1, "a test")
+    with pytest.raises(OutputError, match=r"a test needs 1000000000\.00 GB"):
+        files.check_room(tmp_path / "not" / "yet", 10**18, "a test")
+
+
+def test_home_follows_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(files.HOME_VARIABLE, str(tmp_path))
+    assert files.home() == tmp_path
+    monkeypatch.delenv(files.HOME_VARIABLE)
+    assert files.home().name == "glm4-edge"

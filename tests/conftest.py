@@ -48,6 +48,48 @@ def write_checkpoint(folder: Path, seed: int = 0, scale: float = 0.2, **changes:
     return folder
 
 
+def write_chatglm(folder: Path, glm: Path) -> Path:
+    """The checkpoint `glm` again, in the original chatglm layout, as THUDM published it."""
+    from edge.model.checkpoint import Checkpoint
+
+    folder.mkdir(parents=True)
+    checkpoint = Checkpoint(glm)
+    spec = checkpoint.spec
+
+    def raw(name: str) -> np.ndarray:
+        return np.array(checkpoint.weight(name).raw)
+
+    tensors = {
+        "transformer.embedding.word_embeddings.weight": raw("model.embed_tokens.weight"),
+        "transformer.rotary_pos_emb.inv_freq": np.zeros(spec.rotary_dim // 2, "<u2"),
+        "transformer.encoder.final_layernorm.weight": raw("model.norm.weight"),
+        "transformer.output_layer.weight": raw("lm_head.weight"),
+    }
+    for i in range(spec.num_layers):
+        theirs, ours = f"transformer.encoder.layers.{i}.", f"model.layers.{i}."
+        for kind in ("weight", "bias") if spec.attention_bias else ("weight",):
+            parts = [raw(f"{ours}self_attn.{name}_proj.{kind}") for name in "qkv"]
+            tensors[f"{theirs}self_attention.query_key_value.{kind}"] = np.concatenate(parts)
+        tensors[theirs + "self_attention.dense.weight"] = raw(ours + "self_attn.o_proj.weight")
+        tensors[theirs + "mlp.dense_h_to_4h.weight"] = raw(ours + "mlp.gate_up_proj.weight")
+        tensors[theirs + "mlp.dense_4h_to_h.weight"] = raw(ours + "mlp.down_proj.weight")
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            tensors[f"{theirs}{norm}.weight"] = raw(f"{ours}{norm}.weight")
+    write_safetensors(folder / "model.safetensors", tensors)
+    config = {
+        "model_type": "chatglm", "add_bias_linear": False, "add_qkv_bias": spec.attention_bias, "rmsnorm": True,
+        "ffn_hidden_size": spec.intermediate_size, "hidden_size": spec.hidden_size, "kv_channels": spec.head_dim,
+        "layernorm_epsilon": spec.rms_norm_eps, "multi_query_attention": True, "original_rope": True,
+        "multi_query_group_num": spec.num_kv_heads, "num_attention_heads": spec.num_heads, "post_layer_norm": True,
+        "num_layers": spec.num_layers, "padded_vocab_size": spec.vocab_size, "rope_ratio": spec.rope_theta / 1e4,
+        "seq_length": spec.context_length, "eos_token_id": list(spec.stop_ids), "tie_word_embeddings": False,
+        "apply_residual_connection_post_layernorm": False, "torch_dtype": "bfloat16",
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    write_tokenizer(folder, spec.vocab_size)
+    return folder
+
+
 def write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
     """bf16 tensors (as uint16) by the safetensors package, not by our own code."""
     from safetensors import TensorSpec, serialize_file

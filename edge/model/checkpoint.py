@@ -18,12 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.errors import CheckpointError
+from edge.model import layouts
 from edge.model.spec import GlmSpec, read_json
 
 # How a safetensors dtype is seen by numpy. BF16 is carried as its raw 16 bits.
 _STORAGE: dict[str, np.dtype[Any]] = {"BF16": np.dtype("<u2"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
 # Derived tables some checkpoints carry along; the graph computes them.
-_IGNORED_SUFFIXES = (".rotary_emb.inv_freq",)
+_IGNORED_SUFFIXES = (".rotary_emb.inv_freq", ".rotary_pos_emb.inv_freq")
 _MAX_HEADER_BYTES = 100_000_000
 _REPAIR = "Download the file again; an interrupted download or a full disk leaves it short."
 
@@ -62,14 +63,25 @@ class Checkpoint:
         self.folder = folder
         self.spec = GlmSpec.from_folder(folder)
         self.shards = _find_shards(folder)
-        self._weights: dict[str, Weight] = {}
+        tensors: dict[str, Weight] = {}
         for shard in self.shards:
-            self._weights.update(_map_shard(shard))
+            tensors.update(_map_shard(shard))
+        self._weights = self._rename(tensors) if self.spec.model_type == "chatglm" else tensors
         self._check()
 
     def weight(self, name: str) -> Weight:
         """The tensor `name` of `GlmSpec.tensor_shapes`; a view that lives as long as this object."""
         return self._weights[name]
+
+    def _rename(self, tensors: dict[str, Weight]) -> dict[str, Weight]:
+        spec = self.spec
+        sources = layouts.chatglm_sources(spec.num_layers, spec.q_size, spec.kv_size, bias=spec.attention_bias)
+        used = {name for name, _ in sources.values()}
+        out = {name: weight for name, weight in tensors.items() if name not in used}  # to be refused by name
+        for name, (source, rows) in sources.items():
+            if source in tensors:
+                out[name] = Weight(tensors[source].raw[rows], tensors[source].dtype)
+        return out
 
     def _check(self) -> None:
         expected = self.spec.tensor_shapes()

@@ -32,9 +32,15 @@ def hidden_states(spec: GlmSpec, weight: Callable[[str], Weight], token_ids: Seq
     for i in range(spec.num_layers):
         prefix = f"model.layers.{i}."
         normed = _rms_norm(hidden, weight(prefix + "input_layernorm.weight"), spec)
-        hidden = hidden + _attention(spec, weight, prefix + "self_attn.", normed, cos, sin)
+        attended = _attention(spec, weight, prefix + "self_attn.", normed, cos, sin)
+        if spec.four_norms:
+            attended = _rms_norm(attended, weight(prefix + "post_self_attn_layernorm.weight"), spec)
+        hidden = hidden + attended
         normed = _rms_norm(hidden, weight(prefix + "post_attention_layernorm.weight"), spec)
-        hidden = hidden + _mlp(spec, weight, prefix + "mlp.", normed)
+        fed = _mlp(spec, weight, prefix + "mlp.", normed)
+        if spec.four_norms:
+            fed = _rms_norm(fed, weight(prefix + "post_mlp_layernorm.weight"), spec)
+        hidden = hidden + fed
     return _rms_norm(hidden, weight("model.norm.weight"), spec)
 
 
@@ -46,9 +52,10 @@ def _rms_norm(x: Array, scale: Weight, spec: GlmSpec) -> Array:
 
 def _rotary(spec: GlmSpec, length: int) -> tuple[Array, Array]:
     """cos and sin [S, 1, rotary_dim / 2] of each pair's angle."""
-    pairs = np.arange(0, spec.rotary_dim, 2)
-    angles = np.outer(np.arange(length), spec.rope_theta ** -(pairs / spec.rotary_dim))
-    return np.cos(angles).astype(np.float32)[:, None], np.sin(angles).astype(np.float32)[:, None]
+    frequencies, scale = spec.rotary_frequencies()
+    angles = np.outer(np.arange(length), frequencies)
+    cos, sin = scale * np.cos(angles), scale * np.sin(angles)
+    return cos.astype(np.float32)[:, None], sin.astype(np.float32)[:, None]
 
 
 def _rotate(x: Array, cos: Array, sin: Array, rotary_dim: int) -> Array:

@@ -7,13 +7,53 @@ transformers `models/glm/modeling_glm.py`); see `tensor_shapes`.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge.errors import CheckpointError, UnsupportedModelError
+import numpy as np
+from numpy.typing import NDArray
 
-SUPPORTED_MODEL_TYPES = ("glm",)
+from edge.errors import CheckpointError, UnsupportedModelError
+from edge.model import layouts
+
+SUPPORTED_MODEL_TYPES = ("glm", "chatglm", "glm4")
+
+
+# A 128K context cannot have been trained on the default base: the number was lost in a conversion.
+_SUSPECT_CONTEXT, _SUSPECT_THETA = 131072, 10000.0
+
+
+@dataclass(frozen=True)
+class Yarn:
+    """YaRN: rotary frequencies stretched to a context `factor` times `original_context` (arXiv 2309.00071)."""
+
+    factor: float
+    original_context: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
+
+    def frequencies(self, plain: NDArray[np.float64], theta: float) -> NDArray[np.float64]:
+        """Slow rotations are interpolated, fast ones kept, those between are blended."""
+        dim = 2 * len(plain)
+
+        def channel(rotations: float) -> float:
+            """Where a channel turns `rotations` times over the original context."""
+            return dim * math.log(self.original_context / (rotations * 2 * math.pi)) / (2 * math.log(theta))
+
+        low = max(math.floor(channel(self.beta_fast)), 0)
+        high = min(math.ceil(channel(self.beta_slow)), dim - 1)
+        ramp = np.clip((np.arange(len(plain)) - low) / max(high - low, 0.001), 0, 1)
+        return plain / self.factor * ramp + plain * (1 - ramp)
+
+    @property
+    def scale(self) -> float:
+        """What cos and sin are multiplied with."""
+        if self.attention_factor is not None:
+            return self.attention_factor
+        return 0.1 * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
 
 
 @dataclass(frozen=True)
@@ -39,6 +79,9 @@ class GlmSpec:
     tie_word_embeddings: bool
     context_length: int
     stop_ids: tuple[int, ...]
+    four_norms: bool = False
+    """`glm4`: attention and MLP are normed on their way out, too."""
+    yarn: Yarn | None = None
 
     @property
     def q_size(self) -> int:
@@ -66,12 +109,20 @@ class GlmSpec:
                     shapes[f"{layer}self_attn.{name}_proj.bias"] = (rows,)
             shapes[layer + "self_attn.o_proj.weight"] = (hidden, self.q_size)
             shapes[layer + "post_attention_layernorm.weight"] = (hidden,)
+            if self.four_norms:
+                shapes[layer + "post_self_attn_layernorm.weight"] = (hidden,)
+                shapes[layer + "post_mlp_layernorm.weight"] = (hidden,)
             shapes[layer + "mlp.gate_up_proj.weight"] = (2 * ffn, hidden)
             shapes[layer + "mlp.down_proj.weight"] = (hidden, ffn)
         shapes["model.norm.weight"] = (hidden,)
         if not self.tie_word_embeddings:
             shapes["lm_head.weight"] = (self.vocab_size, hidden)
         return shapes
+
+    def rotary_frequencies(self) -> tuple[NDArray[np.float64], float]:
+        """Radians a position for each rotated pair, [rotary_dim / 2], and the scale of cos and sin."""
+        plain = self.rope_theta ** -(np.arange(0, self.rotary_dim, 2, dtype=np.float64) / self.rotary_dim)
+        return (plain, 1.0) if self.yarn is None else (self.yarn.frequencies(plain, self.rope_theta), self.yarn.scale)
 
     def parameter_count(self) -> int:
         """Number of weights and biases, a tied head counted once."""
@@ -108,20 +159,21 @@ class GlmSpec:
                 f"{origin} is already quantised ({config['quantization_config'].get('quant_method', 'unknown')})",
                 hint="Export the original bf16 or fp16 checkpoint instead.",
             )
+        layouts.refuse_vision(config, origin)
+        if model_type == "chatglm":
+            config = layouts.glm_config(config, origin)
         reader = _Reader(config, origin)
         heads = reader.positive_int("num_attention_heads")
         hidden = reader.positive_int("hidden_size")
         head_dim = reader.positive_int("head_dim", default=hidden // heads)
         rope = config.get("rope_parameters") or {}
-        rope_type = rope.get("rope_type", "default")
-        if rope_type != "default" or config.get("rope_scaling"):
-            raise UnsupportedModelError(
-                f"{origin} asks for RoPE scaling of type {rope_type if rope_type != 'default' else 'unknown'!r}",
-                hint="Remove the scaling from config.json to run it within its original context length.",
-            )
         factor = rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 0.5))
         theta = rope.get("rope_theta", config.get("rope_theta", 10000.0))
         rotary_dim = int(head_dim * factor)
+        yarn = _yarn(config.get("rope_scaling") or rope, origin)
+        context = reader.positive_int("max_position_embeddings", default=131072)
+        if yarn is not None:  # published configs keep the original length beside the stretching
+            context = max(context, int(yarn.factor * yarn.original_context))
         spec = cls(
             model_type=str(model_type),
             vocab_size=reader.positive_int("vocab_size"),
@@ -136,8 +188,10 @@ class GlmSpec:
             rms_norm_eps=float(config.get("rms_norm_eps", 1.5625e-07)),
             attention_bias=bool(config.get("attention_bias", True)),
             tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
-            context_length=reader.positive_int("max_position_embeddings", default=131072),
+            context_length=context,
             stop_ids=_stop_ids(config.get("eos_token_id"), origin),
+            four_norms=model_type == "glm4",
+            yarn=yarn,
         )
         if spec.num_heads % spec.num_kv_heads:
             raise reader.fault("num_key_value_heads", spec.num_kv_heads, f"must divide the {heads} attention heads")
@@ -145,6 +199,13 @@ class GlmSpec:
             raise reader.fault("partial_rotary_factor", factor, f"must rotate an even part of the {head_dim} channels")
         if spec.rope_theta <= 0:
             raise reader.fault("rope_theta", theta, "must be positive")
+        if spec.context_length >= _SUSPECT_CONTEXT and spec.rope_theta == _SUSPECT_THETA and spec.yarn is None:
+            raise UnsupportedModelError(
+                f"{origin} claims a context of {spec.context_length:,} tokens at the RoPE base 10000, with which GLM-4 "
+                "writes nonsense",
+                hint='A conversion lost the base. Set "rope_theta" in config.json to 5000000 (glm-4-9b-chat-hf) or '
+                "100000000 (glm-4-9b-chat-1m-hf).",
+            )
         if config.get("hidden_act", "silu") != "silu":
             raise reader.fault("hidden_act", config["hidden_act"], "must be 'silu'")
         return spec
@@ -186,6 +247,28 @@ class _Reader:
             f"{self.origin}: {key} is {value!r}, but {must}",
             hint="The config does not describe a GLM-4 model; compare it with the published one.",
         )
+
+
+def _yarn(rope: dict[str, Any], origin: str) -> Yarn | None:
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default":
+        return None
+    try:
+        if kind != "yarn" or rope.get("mscale") or rope.get("truncate", True) is not True:
+            raise ValueError(kind)
+        return Yarn(
+            factor=float(rope["factor"]),
+            original_context=int(rope["original_max_position_embeddings"]),
+            beta_fast=float(rope.get("beta_fast") or 32),
+            beta_slow=float(rope.get("beta_slow") or 1),
+            attention_factor=rope.get("attention_factor"),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UnsupportedModelError(
+            f"{origin} asks for RoPE scaling that is not understood: {rope}",
+            hint='Supported is {"rope_type": "yarn", "factor": …, "original_max_position_embeddings": …}; without it '
+            "the model runs within its original context length.",
+        ) from error
 
 
 def _stop_ids(value: Any, origin: str) -> tuple[int, ...]:

@@ -30,7 +30,8 @@ def test_counts_the_parameters_of_glm_4_9b() -> None:
         ({"model_type": "llama"}, "of type 'llama', not GLM-4"),
         ({"model_type": None}, "of type None"),
         ({"quantization_config": {"quant_method": "gptq"}}, "already quantised (gptq)"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "RoPE scaling of type 'yarn'"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 2}}, "RoPE scaling that is not understood"),
+        ({"vision_config": {}, "max_position_embeddings": 131072}, "RoPE base 10000"),
     ],
 )
 def test_another_kind_of_model_is_named(change: dict[str, Any], said: str) -> None:

@@ -14,7 +14,7 @@ from edge.errors import CheckpointError, UnsupportedModelError
 from edge.model import forward
 from edge.model.checkpoint import Checkpoint
 from edge.model.spec import GlmSpec
-from tests.conftest import TINY_CONFIG, write_checkpoint, write_chatglm
+from tests.conftest import TINY_CONFIG, write_chatglm, write_checkpoint
 
 CHATGLM = {
     "model_type": "chatglm", "num_layers": 2, "hidden_size": 48, "ffn_hidden_size": 96, "padded_vocab_size": 160,

@@ -1,0 +1,108 @@
+"""`edge.json`: what an exported model says of itself. Export writes it, everything else reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from edge.errors import ModelError
+from edge.files import write_text
+
+FILE_NAME = "edge.json"
+FORMAT = 1
+MODEL_FILE = "openvino_model.xml"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Source(_Section):
+    """What the model was made from."""
+
+    model: str
+    """The name or folder the user gave."""
+    description: str | None
+    revision: str | None
+    sha256: dict[str, str]
+    """Digest of each file of the checkpoint that was read."""
+
+
+class Architecture(_Section):
+    """The facts a runtime plans with."""
+
+    model_type: str
+    parameters: int
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    context_length: int
+    """Longest prompt plus answer, in tokens."""
+
+
+class Check(_Section):
+    """One thing that was proved about the result, with its figures."""
+
+    name: str
+    passed: bool
+    figures: dict[str, Any]
+
+
+class Manifest(_Section):
+    """The whole of `edge.json`."""
+
+    format: int
+    created: str
+    """UTC, ISO 8601."""
+    source: Source
+    architecture: Architecture
+    target: str
+    """The device the recipe was chosen for: cpu, igpu or npu."""
+    recipe: dict[str, Any]
+    stop_ids: list[int]
+    stop_tokens: list[str]
+    versions: dict[str, str]
+    bytes: dict[str, int]
+    """Size of each file written."""
+    checks: list[Check]
+
+    def write(self, folder: Path) -> None:
+        """Put `edge.json` into `folder`."""
+        write_text(folder / FILE_NAME, self.model_dump_json(indent=2) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """Read `edge.json` from an exported model's folder.
+
+        Raises:
+            ModelError: there is none, it is damaged, or a newer version wrote it.
+        """
+        path = folder / FILE_NAME
+        if not path.is_file():
+            raise ModelError(
+                f"{folder} holds no exported model: it has no {FILE_NAME}",
+                hint="Make one with: glm4-edge export MODEL OUT",
+            )
+        try:
+            manifest = cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, ValidationError) as error:
+            raise ModelError(f"{path} is damaged or from another version", hint="Export the model again.") from error
+        if manifest.format != FORMAT:
+            raise ModelError(
+                f"{path} has format {manifest.format}; this version reads format {FORMAT}",
+                hint="Export the model again, or update glm4-edge.",
+            )
+        for name, size in manifest.bytes.items():
+            if not _has_size(folder / name, size):
+                raise ModelError(
+                    f"{folder} is damaged: {name} is missing or does not have its {size:,} bytes",
+                    hint="Export the model again.",
+                )
+        return manifest
+
+
+def _has_size(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size

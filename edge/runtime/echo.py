@@ -1,0 +1,80 @@
+"""An engine without a model, for tests of everything above: it says again what it was told."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Generator, Sequence
+
+from edge.messages import Chunk, Message, Sampling
+from edge.runtime import sampling as samplings
+from edge.runtime.context import room_for_answer
+from edge.runtime.stream import Write, stream_tokens
+
+STOP_ID = 0
+
+
+class EchoEngine:
+    """Streams the last user message back. One character is one token; the times are real.
+
+    Args:
+        context_length: longest prompt plus answer, in characters.
+        seconds_per_token: how long each character takes.
+        prefill_seconds: how long the prompt takes.
+    """
+
+    def __init__(
+        self, *, context_length: int = 4096, seconds_per_token: float = 0.0, prefill_seconds: float = 0.0
+    ) -> None:
+        self.name = "echo"
+        self.device = "CPU"
+        self.context_length = context_length
+        self._seconds_per_token = seconds_per_token
+        self._prefill_seconds = prefill_seconds
+        self._lock = threading.Lock()
+        self._cancelled = threading.Event()
+
+    def stream(self, messages: Sequence[Message], sampling: Sampling) -> Generator[Chunk, None, None]:
+        """See `ChatEngine.stream`."""
+        started = time.perf_counter()
+        samplings.check(sampling)
+        prompt_tokens = self.count_tokens(messages)
+        room = room_for_answer(prompt_tokens, self.context_length, sampling.max_new_tokens)
+        said = [message.content for message in messages if message.role == "user"]
+        tokens = [*map(ord, said[-1] if said else ""), STOP_ID][:room]
+
+        def produce(write: Write) -> None:
+            time.sleep(self._prefill_seconds)
+            for token in tokens:
+                time.sleep(self._seconds_per_token)
+                if not write([token]):
+                    return
+
+        self._cancelled = cancelled = threading.Event()
+        yield from stream_tokens(
+            produce,
+            decode=lambda ids: "".join(map(chr, ids)),
+            prompt_tokens=prompt_tokens,
+            stop_ids=frozenset({STOP_ID}),
+            stop=sampling.stop,
+            lock=self._lock,
+            cancelled=cancelled,
+            started=started,
+        )
+
+    def cancel(self) -> None:
+        """See `ChatEngine.cancel`."""
+        self._cancelled.set()
+
+    def count_tokens(self, messages: Sequence[Message]) -> int:
+        """Characters of all messages."""
+        return sum(len(message.content) for message in messages)
+
+    def warm_up(self) -> None:
+        """Nothing to warm."""
+
+    def close(self) -> None:
+        """Wait for what runs."""
+        self.cancel()
+        with self._lock:
+            pass

@@ -1,0 +1,50 @@
+"""What everything above the runtime may ask of an engine, real or not."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from typing import Protocol
+
+from edge.messages import Chunk, Message, Sampling
+
+
+class ChatEngine(Protocol):
+    """One loaded model on one device; `Engine` is the real one, `EchoEngine` needs no model.
+
+    One generation runs at a time: a second `stream` waits for the first.
+    """
+
+    @property
+    def name(self) -> str:
+        """What the model was made from, in the user's words."""
+
+    @property
+    def device(self) -> str:
+        """The device it runs on: CPU, GPU, GPU.n or NPU."""
+
+    @property
+    def context_length(self) -> int:
+        """Longest prompt plus answer, in tokens."""
+
+    def stream(self, messages: Sequence[Message], sampling: Sampling) -> Generator[Chunk, None, None]:
+        """Answer a conversation piece by piece; the last chunk carries the usage.
+
+        Closing the iterator early ends the generation, as does `cancel`.
+
+        Raises:
+            ContextError: the conversation leaves no room for an answer.
+            UsageError: a sampling value out of its range.
+            DeviceError: the device failed on the way.
+        """
+
+    def cancel(self) -> None:
+        """End the running generation; its last chunk says "cancelled". Safe from any thread or signal handler."""
+
+    def count_tokens(self, messages: Sequence[Message]) -> int:
+        """Tokens of the conversation as the model would read it, the opening of the answer included."""
+
+    def warm_up(self) -> None:
+        """Pay now for what the first inference costs once. Returns when it is paid."""
+
+    def close(self) -> None:
+        """End what runs, wait for it, and give the memory back."""

@@ -1,0 +1,130 @@
+"""A generation that calls back from its own thread → an iterator of chunks, with cancel. Knows no OpenVINO."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Generator, Sequence
+
+from edge.messages import Chunk, FinishReason, Usage
+from edge.runtime.metrics import Arrivals
+from edge.runtime.text import TextBuffer
+
+Write = Callable[[Sequence[int]], bool]
+"""Takes the ids that have just come; False asks the generation to end."""
+Produce = Callable[[Write], None]
+"""Runs one generation to its end, calling Write on the way."""
+
+# On Windows a blocked wait does not see Ctrl-C; a short one does when it ends.
+POLL_SECONDS = 0.05
+
+
+def stream_tokens(
+    produce: Produce,
+    *,
+    decode: Callable[[Sequence[int]], str],
+    prompt_tokens: int,
+    stop_ids: frozenset[int],
+    stop: Sequence[str],
+    lock: threading.Lock,
+    cancelled: threading.Event,
+    started: float,
+) -> Generator[Chunk, None, None]:
+    """Run `produce` in a thread of its own and yield what it writes as text.
+
+    Ends when `produce` does, at a stop string, or when `cancelled` is set. A cancelled stream ends at once,
+    also while the prompt is still being read; the thread ends at its next token and only then gives `lock`
+    back, so that the next generation waits for it. Closing the iterator cancels.
+
+    Args:
+        produce: the generation. What it raises is raised here.
+        decode: ids → text, see `TextBuffer`.
+        prompt_tokens: for the usage.
+        stop_ids: ids that end the answer; the generation may write them, the text never has them.
+        stop: strings that end the answer.
+        lock: held while the generation runs.
+        cancelled: set from outside to end the stream; set here when the reader goes away.
+        started: when the answer was asked for, by `time.perf_counter`.
+    """
+    arrivals = Arrivals(started)
+    text = TextBuffer(decode, stop)
+    events: queue.SimpleQueue[tuple[float, tuple[int, ...]] | BaseException | None] = queue.SimpleQueue()
+    reason: FinishReason = "cancelled"
+    rest = ""
+
+    def write(ids: Sequence[int]) -> bool:
+        events.put((time.perf_counter(), tuple(ids)))
+        return not cancelled.is_set()
+
+    def work() -> None:
+        outcome: BaseException | None = None
+        try:
+            produce(write)
+        except BaseException as error:
+            outcome = error
+        lock.release()  # first, so that who has the last chunk can ask the next question
+        events.put(outcome)
+
+    try:
+        if _acquire(lock, cancelled):
+            try:
+                threading.Thread(target=work, name="generation").start()
+            except BaseException:
+                lock.release()
+                raise
+            reason = "length"
+            unsent: tuple[int, ...] = ()
+            while (event := _next(events, cancelled)) is not None:
+                if isinstance(event, BaseException):
+                    raise event
+                at, ids = event
+                if cancelled.is_set():
+                    break
+                ids, stopped = _until_stop(ids, stop_ids)
+                arrivals.add(at, len(ids) + stopped)
+                piece = text.push(ids)
+                unsent += ids
+                if piece:
+                    yield Chunk(piece, token_ids=unsent)
+                    unsent = ()
+                if stopped or text.stopped:
+                    reason = "stop"
+                    break
+            if reason != "stop" and cancelled.is_set():
+                reason = "cancelled"
+            rest = text.finish()
+            yield Chunk(rest, usage=_usage(prompt_tokens, arrivals, reason), token_ids=unsent)
+        else:
+            yield Chunk("", usage=_usage(prompt_tokens, arrivals, reason))
+    finally:
+        cancelled.set()
+
+
+def _acquire(lock: threading.Lock, cancelled: threading.Event) -> bool:
+    while not lock.acquire(timeout=POLL_SECONDS):
+        if cancelled.is_set():
+            return False
+    return True
+
+
+def _next(
+    events: queue.SimpleQueue[tuple[float, tuple[int, ...]] | BaseException | None], cancelled: threading.Event
+) -> tuple[float, tuple[int, ...]] | BaseException | None:
+    while True:
+        try:
+            return events.get(timeout=POLL_SECONDS)
+        except queue.Empty:
+            if cancelled.is_set():
+                return None
+
+
+def _until_stop(ids: tuple[int, ...], stop_ids: frozenset[int]) -> tuple[tuple[int, ...], bool]:
+    for place, token in enumerate(ids):
+        if token in stop_ids:
+            return ids[:place], True
+    return ids, False
+
+
+def _usage(prompt_tokens: int, arrivals: Arrivals, reason: FinishReason) -> Usage:
+    return Usage(prompt_tokens, arrivals.tokens, arrivals.ttft_seconds, arrivals.tpot_seconds, reason)

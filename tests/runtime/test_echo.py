@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import pytest
+
+from edge.errors import ContextError, UsageError
+from edge.messages import Message, Sampling, Usage
+from edge.runtime.echo import EchoEngine
+from edge.runtime.interface import ChatEngine
+
+
+def ask(engine: ChatEngine, text: str, **sampling: object) -> tuple[str, Usage]:
+    chunks = list(engine.stream([Message("user", text)], Sampling(**sampling)))  # type: ignore[arg-type]
+    assert all(chunk.usage is None for chunk in chunks[:-1])
+    assert chunks[-1].usage is not None
+    return "".join(chunk.text for chunk in chunks), chunks[-1].usage
+
+
+def test_it_says_it_again() -> None:
+    said, usage = ask(EchoEngine(), "你好 👩‍👩‍👧!")
+    assert said == "你好 👩‍👩‍👧!"
+    assert usage.finish_reason == "stop"
+    assert usage.prompt_tokens == len(said)
+    assert usage.completion_tokens == len(said) + 1
+
+
+def test_limits() -> None:
+    assert ask(EchoEngine(), "hello", max_new_tokens=3)[0] == "hel"
+    assert ask(EchoEngine(), "hello", max_new_tokens=3)[1].finish_reason == "length"
+    said, usage = ask(EchoEngine(context_length=8), "hello")
+    assert (said, usage.finish_reason) == ("hel", "length")
+    with pytest.raises(ContextError):
+        ask(EchoEngine(context_length=5), "hello")
+    with pytest.raises(UsageError):
+        ask(EchoEngine(), "hello", temperature=-1)
+
+
+def test_cancel_and_go_on() -> None:
+    engine = EchoEngine(seconds_per_token=0.005)
+    stream = engine.stream([Message("user", "x" * 1000)], Sampling())
+    next(stream)
+    engine.cancel()
+    *_, last = stream
+    assert last.usage is not None and last.usage.finish_reason == "cancelled"
+    assert ask(engine, "on")[0] == "on"
+    engine.close()

@@ -1,0 +1,358 @@
+"""The real pocket model through OpenVINO GenAI, and faults of a pipeline that is not there."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge.errors import ContextError, DeviceError, EdgeError, ModelError, UsageError
+from edge.messages import Message, Sampling, Usage
+from edge.runtime.engine import Engine
+from edge.runtime.text import TextBuffer
+
+CAPITAL = [Message("user", "What is the capital of France?")]
+STORY = [Message("user", "Write a long story about a lighthouse.")]
+GREEDY = Sampling(temperature=0, max_new_tokens=40)
+
+
+@pytest.fixture(scope="module")
+def engine(pocket_dir: Path) -> Iterator[Engine]:
+    with Engine.load(pocket_dir) as loaded:
+        yield loaded
+
+
+def run(engine: Engine, messages: list[Message], sampling: Sampling) -> tuple[str, tuple[int, ...], Usage]:
+    chunks = list(engine.stream(messages, sampling))
+    usage = chunks[-1].usage
+    assert usage is not None
+    ids = tuple(token for chunk in chunks for token in chunk.token_ids)
+    return "".join(chunk.text for chunk in chunks), ids, usage
+
+
+def variant(engine: Engine, **changes: Any) -> Engine:
+    """The same loaded model with another `edge.json`."""
+    other = Engine(engine._pipeline, engine.manifest.model_copy(update=changes), engine.device)
+    other._lock = engine._lock
+    return other
+
+
+def running() -> int:
+    return sum(thread.name == "generation" for thread in threading.enumerate())
+
+
+def wait_until(holds: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 30
+    while not holds() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return holds()
+
+
+@pytest.mark.model
+class TestAnswers:
+    def test_it_knows_the_capital_of_france(self, engine: Engine) -> None:
+        said, _, usage = run(engine, CAPITAL, GREEDY)
+        assert "Paris" in said
+        assert usage.finish_reason == "stop"
+        assert usage.prompt_tokens == engine.count_tokens(CAPITAL)
+        assert usage.ttft_seconds is not None and usage.tpot_seconds is not None
+
+    def test_greedy_is_repeatable(self, engine: Engine) -> None:
+        assert len({run(engine, STORY, GREEDY)[0] for _ in range(3)}) == 1
+
+    def test_a_seed_is_repeatable_and_seeds_differ(self, engine: Engine) -> None:
+        def said(seed: int | None) -> str:
+            return run(engine, STORY, Sampling(temperature=1.0, seed=seed, max_new_tokens=30))[0]
+
+        assert len({said(1) for _ in range(3)}) == 1
+        assert len({said(seed) for seed in range(5)}) > 1
+        assert len({said(None) for _ in range(5)}) > 1, "without a seed, answers vary"
+
+    def test_a_seed_is_repeatable_in_a_long_conversation(self, engine: Engine) -> None:
+        """The first run reads the whole prompt, the second takes most of it from the cache."""
+        talk = [Message("user", "Tell me of the sea. " * 40), Message("assistant", "The sea is deep."), *STORY]
+        for sampling in (GREEDY, Sampling(temperature=0.8, seed=7, max_new_tokens=40)):
+            assert run(engine, talk, sampling)[0] == run(engine, talk, sampling)[0]
+
+    def test_narrow_draws_are_greedy(self, engine: Engine) -> None:
+        greedy = run(engine, STORY, GREEDY)[0]
+        assert run(engine, STORY, Sampling(temperature=1.0, top_k=1, max_new_tokens=40))[0] == greedy
+        assert run(engine, STORY, Sampling(temperature=1.0, top_p=1e-6, max_new_tokens=40))[0] == greedy
+
+    def test_repetition_penalty_reaches_the_model(self, engine: Engine) -> None:
+        greedy = run(engine, STORY, GREEDY)[0]
+        assert run(engine, STORY, Sampling(temperature=0, repetition_penalty=1.8, max_new_tokens=40))[0] != greedy
+
+    def test_it_remembers_the_conversation(self, engine: Engine) -> None:
+        with_system = [Message("system", "You are a pirate named Bob."), *CAPITAL]
+        assert engine.count_tokens(with_system) != engine.count_tokens(CAPITAL)
+        followed = [*CAPITAL, Message("assistant", "The capital of France is Paris."), Message("user", "And of Italy?")]
+        assert run(engine, followed, GREEDY)[0] != run(engine, [followed[-1]], GREEDY)[0]
+
+    def test_a_second_turn_reads_only_what_is_new(self, engine: Engine) -> None:
+        """A ratio, not a time: reading 1,500 tokens takes dozens of times as long as reading a few."""
+        first = [Message("user", f"{time.time_ns()} " + "The harbour lay quiet in the evening light. " * 150)]
+        said, _, cold = run(engine, first, Sampling(temperature=0, max_new_tokens=8))
+        second = [*first, Message("assistant", said), Message("user", "Go on.")]
+        warm = [run(engine, second, Sampling(temperature=0, max_new_tokens=2))[2].ttft_seconds for _ in range(3)]
+        assert cold.ttft_seconds is not None
+        assert min(seconds for seconds in warm if seconds is not None) < cold.ttft_seconds / 2
+
+
+@pytest.mark.model
+class TestEnds:
+    def test_max_new_tokens(self, engine: Engine) -> None:
+        _, ids, usage = run(engine, STORY, Sampling(temperature=0, max_new_tokens=5))
+        assert (len(ids), usage.completion_tokens, usage.finish_reason) == (5, 5, "length")
+
+    def test_every_stop_id_ends_the_answer(self, engine: Engine) -> None:
+        _, ids, _ = run(engine, STORY, GREEDY)
+        own = engine.manifest.stop_ids
+        for token in dict.fromkeys(ids[:12]):
+            # wherever it stands among the others
+            for stop_ids in ([token, *own], [*own, token]):
+                _, got, usage = run(variant(engine, stop_ids=stop_ids), STORY, GREEDY)
+                assert got == ids[: ids.index(token)]
+                assert usage.finish_reason == "stop"
+                assert usage.completion_tokens == ids.index(token) + 1
+
+    def test_all_stop_ids_of_the_checkpoint_are_given_to_the_pipeline(self, engine: Engine) -> None:
+        config = engine._config(Sampling(), 5)
+        assert config.stop_token_ids == set(engine.manifest.stop_ids)
+        assert len(engine.manifest.stop_ids) > 1
+
+    def test_a_stop_string_is_cut_off_exactly(self, engine: Engine) -> None:
+        whole, _, _ = run(engine, STORY, GREEDY)
+        stop = whole[20:26]
+        said, _, usage = run(engine, STORY, Sampling(temperature=0, max_new_tokens=40, stop=(stop,)))
+        assert said == whole[: whole.index(stop)]
+        assert usage.finish_reason == "stop"
+
+    def test_special_tokens_are_never_shown(self, engine: Engine) -> None:
+        tokenizer = engine._tokenizer
+        specials = [*engine.manifest.stop_ids, tokenizer.get_bos_token_id(), tokenizer.get_eos_token_id()]
+        assert tokenizer.decode(specials, skip_special_tokens=False) != ""
+        buffer = TextBuffer(engine._decode)
+        letters = tokenizer.encode("ab", add_special_tokens=False).input_ids.data.tolist()[0]
+        got = "".join(buffer.push([token]) for token in [*specials, *letters, *specials]) + buffer.finish()
+        assert got == "ab"
+
+    def test_the_context_is_a_limit(self, engine: Engine) -> None:
+        long = [Message("user", "word " * engine.context_length)]
+        with pytest.raises(ContextError) as caught:
+            next(engine.stream(long, GREEDY))
+        assert f"{engine.count_tokens(long):,}" in caught.value.message
+        assert f"{engine.context_length - 1:,}" in caught.value.message
+
+    def test_the_answer_ends_with_the_context(self, engine: Engine) -> None:
+        prompt_tokens = engine.count_tokens(STORY)
+        small = engine.manifest.architecture.model_copy(update={"context_length": prompt_tokens + 4})
+        _, ids, usage = run(variant(engine, architecture=small), STORY, Sampling(temperature=0, max_new_tokens=100))
+        assert (len(ids), usage.finish_reason) == (4, "length")
+
+
+@pytest.mark.model
+class TestUnicode:
+    TEXT = "你好，世界。技术🚀 naïve 👩‍👩‍👧 🇫🇷 1️⃣ ok"
+
+    def test_the_real_vocabulary_breaks_nothing(self, engine: Engine) -> None:
+        ids = engine._tokenizer.encode(self.TEXT, add_special_tokens=False).input_ids.data.tolist()[0]
+        buffer = TextBuffer(engine._decode)
+        got = [buffer.push([token]) for token in ids] + [buffer.finish()]
+        assert "".join(got) == self.TEXT
+        assert "\ufffd" not in "".join(got)
+        for whole in ("👩‍👩‍👧", "🇫🇷", "1️⃣"):
+            assert any(whole in piece for piece in got)
+
+    @pytest.mark.parametrize("seed", range(4))
+    def test_hot_answers_are_the_decoded_tokens(self, engine: Engine, seed: int) -> None:
+        """At this temperature the model writes all sorts of broken bytes."""
+        said, ids, _ = run(engine, STORY, Sampling(temperature=5.0, seed=seed, max_new_tokens=80))
+        decoded = engine._decode(ids)
+        assert said.rstrip("\ufffd") == (decoded[1:] if decoded.startswith("\n") else decoded).rstrip("\ufffd")
+
+
+@pytest.mark.model
+class TestCancel:
+    def test_closing_stops_within_a_token(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+        written = []
+        generate = engine._generate
+        monkeypatch.setattr(
+            engine,
+            "_generate",
+            lambda prompt, config, write: generate(prompt, config, lambda ids: (written.append(ids), write(ids))[1]),
+        )
+        stream = engine.stream(STORY, Sampling(temperature=0, max_new_tokens=1000))
+        for _ in range(5):
+            next(stream)
+        stream.close()
+        seen = len(written)
+        assert wait_until(lambda: not engine._lock.locked())
+        assert len(written) <= seen + 1
+
+    def test_the_engine_goes_on_after_twenty_cancels(self, engine: Engine) -> None:
+        before = run(engine, CAPITAL, GREEDY)[0]
+        for number in range(20):
+            stream = engine.stream(STORY, Sampling(temperature=0, max_new_tokens=1000))
+            for _ in range(number % 4):
+                next(stream)
+            stream.close()
+        assert run(engine, CAPITAL, GREEDY)[0] == before
+        assert wait_until(lambda: running() == 0)
+
+    def test_cancel_ends_the_stream_with_its_numbers(self, engine: Engine) -> None:
+        stream = engine.stream(STORY, Sampling(temperature=0, max_new_tokens=1000))
+        next(stream)
+        threading.Timer(0.2, engine.cancel).start()
+        *_, last = stream
+        assert last.usage is not None
+        assert last.usage.finish_reason == "cancelled"
+        assert 0 < last.usage.completion_tokens < 1000
+
+    def test_an_interrupt_in_the_reader_frees_the_engine(self, engine: Engine) -> None:
+        def read() -> None:
+            for _ in engine.stream(STORY, Sampling(temperature=0, max_new_tokens=1000)):
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            read()
+        assert "Paris" in run(engine, CAPITAL, GREEDY)[0]
+
+    def test_answers_asked_at_once_come_one_after_the_other(self, engine: Engine) -> None:
+        expected, got = run(engine, CAPITAL, GREEDY)[0], []
+        threads = [threading.Thread(target=lambda: got.append(run(engine, CAPITAL, GREEDY)[0])) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert got == [expected] * 3
+
+
+@pytest.mark.model
+class TestLoading:
+    def test_warm_up_changes_no_answer(self, engine: Engine) -> None:
+        before = run(engine, CAPITAL, GREEDY)[0]
+        engine.warm_up()
+        assert run(engine, CAPITAL, GREEDY)[0] == before
+
+    def test_a_closed_engine_says_so(self, engine: Engine) -> None:
+        other = variant(engine)
+        other.close()
+        for use in (lambda: next(other.stream(CAPITAL, GREEDY)), lambda: other.count_tokens(CAPITAL), other.warm_up):
+            with pytest.raises(ModelError, match="closed"):
+                use()
+
+    def test_an_unknown_property_is_named(self, pocket_dir: Path) -> None:
+        with pytest.raises(UsageError, match="NO_SUCH_THING"):
+            Engine.load(pocket_dir, "CPU", {"NO_SUCH_THING": "1"})
+
+    def test_a_folder_without_a_model(self, tmp_path: Path) -> None:
+        with pytest.raises(ModelError, match="holds no exported model"):
+            Engine.load(tmp_path)
+
+    @pytest.mark.parametrize("name", ["openvino_model.xml", "openvino_tokenizer.xml"])
+    def test_a_damaged_model_is_one_sentence(self, pocket_dir: Path, tmp_path: Path, name: str) -> None:
+        folder = tmp_path / "model"
+        shutil.copytree(pocket_dir, folder)
+        data = (folder / name).read_bytes()
+        (folder / name).write_bytes(b" " * len(data))  # the size is right
+        with pytest.raises(ModelError) as caught:
+            Engine.load(folder)
+        assert str(folder) in caught.value.message
+        assert "\n" not in caught.value.message
+
+
+class FakeTensor:
+    shape = (1, 3)
+
+
+class FakeEncoded:
+    input_ids = FakeTensor()
+
+
+class FakeTokenizer:
+    def apply_chat_template(self, history: Any, add_generation_prompt: bool) -> str:
+        return "prompt"
+
+    def encode(self, text: str, add_special_tokens: bool) -> FakeEncoded:
+        assert add_special_tokens is False, "the template has written [gMASK]<sop> already"
+        return FakeEncoded()
+
+    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+        return "".join(map(chr, ids))
+
+
+class FakePipeline:
+    def __init__(self, generate: Callable[[Any], None]) -> None:
+        self._act = generate
+        self.config: Any = None
+
+    def get_tokenizer(self) -> FakeTokenizer:
+        return FakeTokenizer()
+
+    def get_generation_config(self) -> Any:
+        import openvino_genai
+
+        return openvino_genai.GenerationConfig(do_sample=True, temperature=0.8, top_p=0.8)
+
+    def generate(self, prompt: Any, config: Any, streamer: Any) -> None:
+        self.config = config
+        self._act(streamer)
+
+
+def fake_engine(generate: Callable[[Any], None]) -> Engine:
+    from edge.manifest import FORMAT, Architecture, Manifest, Source
+
+    manifest = Manifest(
+        format=FORMAT, created="", source=Source(model="fake", description=None, revision=None, sha256={}),
+        architecture=Architecture(
+            model_type="glm", parameters=1, num_layers=1, num_kv_heads=1, head_dim=8, vocab_size=200, context_length=64
+        ),
+        target="cpu", recipe={}, stop_ids=[1, 2, 3], stop_tokens=["a", "b", "c"], versions={}, bytes={}, checks=[],
+    )  # fmt: skip
+    return Engine(FakePipeline(generate), manifest, "CPU")
+
+
+@pytest.mark.parametrize("stop_id", [1, 2, 3])
+def test_glm4_turns_lose_their_newline_and_their_stop_token(stop_id: int) -> None:
+    said, _, usage = run(fake_engine(lambda s: [s.write([ord(c)]) for c in f"\nHi{chr(stop_id)}"]), CAPITAL, GREEDY)
+    assert (said, usage.finish_reason, usage.prompt_tokens) == ("Hi", "stop", 3)
+
+
+@pytest.mark.parametrize("text", ["Exception from src/a.cpp:1:\nDevice lost.\n\n", "Device lost"])
+def test_a_failing_device_is_one_sentence(text: str) -> None:
+    def generate(streamer: Any) -> None:
+        streamer.write(72)
+        raise RuntimeError(text)
+
+    engine = fake_engine(generate)
+    stream = engine.stream(CAPITAL, GREEDY)
+    assert next(stream).text == "H"
+    with pytest.raises(DeviceError) as caught:
+        next(stream)
+    assert caught.value.message == "CPU failed while answering: Device lost"
+    with pytest.raises(EdgeError):
+        engine.warm_up()
+
+
+@pytest.mark.parametrize(
+    ("sampling", "expected"),
+    [
+        (Sampling(), {"do_sample": True, "temperature": 0.8, "top_p": 0.8, "max_new_tokens": 61}),
+        (Sampling(temperature=0), {"do_sample": False}),
+        (Sampling(temperature=0.5, top_p=0.9, top_k=7), {"temperature": 0.5, "top_p": 0.9, "top_k": 7}),
+        (Sampling(seed=5, max_new_tokens=9), {"rng_seed": 5, "max_new_tokens": 9}),
+        (Sampling(max_new_tokens=900, repetition_penalty=1.1), {"max_new_tokens": 61, "repetition_penalty": 1.1}),
+    ],
+)
+def test_sampling_reaches_the_pipeline(sampling: Sampling, expected: dict[str, Any]) -> None:
+    engine = fake_engine(lambda streamer: None)
+    run(engine, CAPITAL, sampling)
+    config = engine._pipeline.config
+    assert {name: getattr(config, name) for name in expected} == pytest.approx(expected)
+    assert config.stop_token_ids == {1, 2, 3}

@@ -1,0 +1,204 @@
+"""What each compression recipe costs the pocket model, and what it takes: the table behind `Recipe.for_target`.
+
+    python -m benchmarks.recipes --text wiki.test.raw --out benchmarks/results/pocket_recipes.json
+
+The first TOKENS tokens of the text, in windows that share nothing, through the IR on the CPU in f32. Perplexity of the
+text, and against the bf16 model: KL divergence (nats) and how often both would choose the same next token. A table in
+Markdown is written beside the JSON. Each recipe runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from edge.export.recipe import Recipe
+from edge.model.spec import GlmSpec
+
+# llama.cpp on the same tokens, from an earlier measurement: MB, perplexity, KL, top-1.
+_EARLIER = {"llama.cpp Q4_K_M": (105, 31.79, 0.056, 0.853), "llama.cpp IQ4_NL": (92, 36.81, 0.203, 0.732),
+            "llama.cpp Q4_0": (92, 37.39, 0.309, 0.688)}  # fmt: skip
+
+
+def recipes(spec: GlmSpec) -> dict[str, Recipe]:
+    """Every row, the failures too; `default` is what an export for the CPU uses."""
+    default = Recipe.for_target("cpu", spec)
+    plain = Recipe("int4", group_size=32, backup="int8_asym")
+    change = dataclasses.replace
+    return {
+        "default": default,
+        "bf16": Recipe("bf16"),
+        "int8": Recipe("int8"),
+        "sym 64": change(plain, group_size=64, symmetric=True),
+        "asym 32": plain,
+        "asym 32, AWQ": change(plain, awq=True),
+        "asym 16, AWQ": change(plain, awq=True, group_size=16),
+        "asym 32, AWQ, scale estimation": change(plain, awq=True, scale_estimation=True),
+        "asym 32, AWQ, ratio 0.73": change(plain, awq=True, ratio=0.73),
+        "default without scale estimation": change(default, scale_estimation=False),
+        "default without v_proj first": change(default, always_backup=()),
+        "default, symmetric": change(default, symmetric=True),
+        "default, group 64": change(default, group_size=64),
+        "default, ratio 0.64": change(default, ratio=0.64),
+        "asym 32, GPTQ": change(plain, gptq=True),
+    }
+
+
+@click.command(help=__doc__)
+@click.option("--text", required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--tokens", default=4096, show_default=True)
+@click.option("--window", default=512, show_default=True)
+@click.option("--only", multiple=True, help="Run this row only; may be repeated. Rows already in OUT are kept.")
+@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path))
+def main(text: Path, tokens: int, window: int, only: tuple[str, ...], out: Path) -> None:
+    """Measure the rows and write both files after each."""
+    from edge.model import pocket
+    from edge.model.checkpoint import Checkpoint
+    from edge.model.tokenizer import load
+
+    folder = pocket.fetch(lambda stage, done, total: None)
+    wanted = recipes(Checkpoint(folder).spec)
+    if unknown := set(only) - set(wanted):
+        raise click.UsageError(f"no such row: {', '.join(sorted(unknown))}; there are {', '.join(wanted)}")
+    settings = {"text": text.name, "tokens": tokens, "window": window}
+    rows: dict[str, Any] = {}
+    if only and out.is_file():
+        earlier = json.loads(out.read_text(encoding="utf-8"))
+        if earlier["settings"] != settings:
+            raise click.UsageError(f"{out.name} was measured with {earlier['settings']}")
+        rows = earlier["rows"]
+    ids = load(folder).encode(text.read_text(encoding="utf-8")[: 20 * tokens], add_special_tokens=False)[:tokens]
+    windows = np.array(ids, dtype=np.int64).reshape(-1, window)
+    with tempfile.TemporaryDirectory() as scratch, _one_process_each() as pool:
+        reference = Path(scratch) / "reference.npy"
+        pool.apply(_reference, (folder, windows, reference))
+        for name in only or wanted:
+            click.echo(f"{name} …", err=True)
+            rows[name] = pool.apply(_measure, (folder, wanted[name], windows, reference, Path(scratch)))
+            click.echo(f"  {_figures(rows[name])}", err=True)
+            _write(out, {"machine": _machine(), "versions": _versions(), "settings": settings, "rows": rows})
+
+
+def _one_process_each() -> Any:
+    return multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1)
+
+
+def _reference(folder: Path, windows: Any, out: Path) -> None:
+    """Logits [windows, tokens, vocab] of the bf16 model, in f32."""
+    import openvino as ov
+
+    from edge.export.graph import build_model
+    from edge.export.verify import EXACT, infer
+    from edge.model.checkpoint import Checkpoint
+
+    checkpoint = Checkpoint(folder)
+    model = build_model(checkpoint.spec, checkpoint.weight)
+    compiled = ov.Core().compile_model(model, "CPU", EXACT)
+    shape = (*windows.shape, checkpoint.spec.vocab_size)
+    file = np.lib.format.open_memmap(out, mode="w+", dtype=np.float32, shape=shape)
+    for i, ids in enumerate(windows):
+        file[i] = infer(compiled.create_infer_request(), ids, 0)
+
+
+def _measure(folder: Path, recipe: Recipe, windows: Any, reference: Path, scratch: Path) -> dict[str, Any]:
+    import openvino as ov
+
+    from edge.export.calibration import calibration_samples
+    from edge.export.compress import compress, weight_bits
+    from edge.export.graph import build_model
+    from edge.export.verify import EXACT, infer, kl_divergence
+    from edge.model.checkpoint import Checkpoint
+    from edge.model.tokenizer import load
+
+    checkpoint = Checkpoint(folder)
+    samples = calibration_samples(load(folder)) if recipe.needs_calibration else None
+    model = build_model(checkpoint.spec, checkpoint.weight)
+    begin, cpu = time.perf_counter(), time.process_time()
+    model = compress(model, recipe, checkpoint.spec, calibration=samples, progress=lambda stage, done, total: None)
+    seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # before the evaluation, which is not its cost
+    ov.save_model(model, scratch / "model.xml", compress_to_fp16=False)
+    size = sum((scratch / name).stat().st_size for name in ("model.xml", "model.bin"))
+    counts = weight_bits(model)
+    compiled = ov.Core().compile_model(model, "CPU", EXACT)
+    losses, divergences, agreements = [], [], []
+    for ids, expected in zip(windows, np.load(reference, mmap_mode="r"), strict=True):
+        logits = infer(compiled.create_infer_request(), ids, 0)
+        best = logits.max(-1)
+        normaliser = best + np.log(np.exp(logits - best[:, None]).sum(-1))
+        losses.append(normaliser[:-1] - logits[np.arange(len(ids) - 1), ids[1:]])
+        divergences.append(kl_divergence(np.array(expected), logits))
+        agreements.append(logits.argmax(-1) == expected.argmax(-1))
+    divergence = np.concatenate(divergences)
+    return {
+        "recipe": recipe.to_dict(),
+        "perplexity": round(float(np.exp(np.concatenate(losses).mean())), 3),
+        "kl_mean": round(float(divergence.mean()), 5),
+        "kl_p99": round(float(np.quantile(divergence, 0.99)), 4),
+        "top1_agreement": round(float(np.concatenate(agreements).mean()), 4),
+        "bytes": size,
+        "share_in_4_bits": round(sum(counts.get(name, 0) for name in ("u4", "i4")) / sum(counts.values()), 4),
+        "compress_seconds": round(seconds, 1),
+        "compress_cpu_seconds": round(cpu, 1),
+        "peak_rss_bytes": peak,
+    }
+
+
+def _machine() -> dict[str, Any]:
+    model = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").is_file():
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
+    return {"cpu": model, "cores": os.cpu_count()}
+
+
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in ("openvino", "nncf", "numpy")}
+
+
+def _figures(row: dict[str, Any]) -> str:
+    return (
+        f"{row['bytes'] / 1e6:.1f} | {row['perplexity']:.2f} | {row['kl_mean']:.4f} | {row['kl_p99']:.2f} | "
+        f"{row['top1_agreement']:.3f} | {row['share_in_4_bits']:.0%} | {row['compress_seconds']:.0f} | "
+        f"{row['peak_rss_bytes'] / 1e9:.1f}"
+    )
+
+
+def _write(out: Path, result: dict[str, Any]) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8", newline="\n")
+    settings, machine = result["settings"], result["machine"]
+    lines = [
+        "# Recipes on the pocket model",
+        "",
+        f"Perplexity, KL divergence to bf16 (nats) and top-1 agreement over the first {settings['tokens']:,} tokens of "
+        f"`{settings['text']}` in windows of {settings['window']}, f32. {machine['cpu']}, {machine['cores']} cores; "
+        + ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+        + ". Seconds are wall time on a shared machine, for compressing only, calibration included; memory is the "
+        "process's peak until then. Made by `python -m benchmarks.recipes`; the settings of each row are in the JSON.",
+        "",
+        "| recipe | MB | perplexity | KL | KL p99 | top-1 | in 4 bits | s | GB |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        *(f"| {name} | {_figures(row)} |" for name, row in result["rows"].items()),
+        *(
+            f"| {name}, from an earlier measurement | {mb} | {ppl} | {kl} | | {top1} | | | |"
+            for name, (mb, ppl, kl, top1) in _EARLIER.items()
+        ),
+    ]
+    out.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
+
+
+if __name__ == "__main__":
+    main()

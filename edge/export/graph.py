@@ -1,0 +1,289 @@
+"""The GLM-4 decoder, built from OpenVINO operations straight from the checkpoint's memory map.
+
+Inputs (B sequences, S new tokens, T tokens in all):
+    input_ids [B, S] i64, attention_mask [B, T] i64, position_ids [B, S] i64, beam_idx [B] i32
+Output:
+    logits [B, S, vocab] f32
+State, one pair for each layer N:
+    past_key_values.N.keypresent.N.key and …value…, [B, KV heads, T, head_dim] f32
+
+The forms below are those that OpenVINO's fusions look for; each was found by looking at the
+compiled model. What is not free to change:
+
+* Every Parameter carries its name twice, as tensor name and as friendly name: the paged-attention
+  transformation looks at the second.
+* Splits and slices run on axis -1, never 2 or 3: that transformation changes ranks.
+* RoPE is written half-split, with Slices, which fuses; GLM rotates adjacent pairs. Permuting the rows of q and k
+  alike leaves every q·k as it was, so the permutation is done to the weights (`rotary_row_order`).
+  Group-wise scales run along the input axis, so it costs no accuracy.
+* Shared KV heads are spread by a *bidirectional* Broadcast; with any other the attention does not
+  fuse with its cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+from openvino import opset13 as ops
+from openvino.op import util
+
+from edge.model.checkpoint import Weight
+from edge.model.spec import GlmSpec
+
+# The lowest finite f16: survives the plugins' conversion to f16, where f32's lowest becomes -inf and
+# a fully masked row NaN.
+_MASKED = np.float32(np.finfo(np.float16).min)
+_END = np.iinfo(np.int32).max  # what the fusions read as "to the end"
+OV_TYPE = {"BF16": ov.Type.bf16, "F16": ov.Type.f16, "F32": ov.Type.f32}
+
+Node = Any  # openvino's Python nodes carry no useful static types
+
+
+def rotary_row_order(num_heads: int, head_dim: int, rotary_dim: int) -> NDArray[np.int64]:
+    """Row order that turns adjacent-pair rotary heads into half-split ones.
+
+    Shape [num_heads * head_dim]; within the first `rotary_dim` rows of each head the even rows come
+    first, then the odd ones.
+    """
+    head = np.arange(head_dim)
+    head[:rotary_dim] = np.concatenate([np.arange(0, rotary_dim, 2), np.arange(1, rotary_dim, 2)])
+    return (np.arange(num_heads)[:, None] * head_dim + head[None, :]).reshape(-1)
+
+
+def build_model(spec: GlmSpec, weight: Callable[[str], Weight]) -> ov.Model:
+    """The decoder of `spec` with the tensors that `weight` hands out by name.
+
+    Most of the model's constants are views of those tensors: whoever owns the arrays behind `weight`
+    must outlive the model and whatever is compiled from it, or the process reads freed memory.
+    """
+    return assemble(build_ends(spec, weight), (build_layer(spec, weight, i) for i in range(spec.num_layers)))
+
+
+def build_ends(spec: GlmSpec, weight: Callable[[str], Weight]) -> ov.Model:
+    """Everything but the layers: embedding, rotary tables and mask going in, last norm and head coming out.
+
+    Results: `hidden` and the other Parameters of `build_layer` by their names, and `logits`, made from the
+    Parameter `last_hidden`. Embedding and head are in one model because they may be one tensor.
+    """
+    builder = _Builder(spec, weight)
+    inputs = {
+        "input_ids": _parameter("input_ids", [-1, -1], ov.Type.i64),
+        "attention_mask": _parameter("attention_mask", [-1, -1], ov.Type.i64),
+        "position_ids": _parameter("position_ids", [-1, -1], ov.Type.i64),
+        "beam_idx": _parameter("beam_idx", [-1], ov.Type.i32),
+        "last_hidden": _parameter("last_hidden", [-1, -1, spec.hidden_size], ov.Type.f32),
+    }
+    embedding = builder.constant("model.embed_tokens.weight")
+    ids, axis = ops.convert(inputs["input_ids"], "i32"), ops.constant(0, ov.Type.i32)
+    batch = ops.gather(ops.shape_of(inputs["input_ids"]), _i64([0]), axis)
+    cos, sin = builder.rotary_tables(inputs["position_ids"], batch)
+    results = {
+        "hidden": ops.gather(embedding, ids, axis, name="model.embed_tokens"),
+        "cos": cos,
+        "sin": sin,
+        "mask": builder.attention_mask(inputs["input_ids"], inputs["attention_mask"]),
+        "batch": batch,
+        "beams": inputs["beam_idx"],
+    }
+    head = embedding if spec.tie_word_embeddings else builder.constant("lm_head.weight")
+    last = builder.rms_norm(inputs["last_hidden"], "model.norm")
+    results["logits"] = ops.matmul(last, head, False, True, name="lm_head")
+    results["logits"].output(0).set_names({"logits"})
+    return ov.Model([ops.result(node, name=name) for name, node in results.items()], list(inputs.values()), "glm4_edge")
+
+
+def build_layer(spec: GlmSpec, weight: Callable[[str], Weight], i: int) -> ov.Model:
+    """Layer i by itself: Parameters named like the Results of `build_ends`, one Result, its two caches."""
+    builder = _Builder(spec, weight)
+    shapes = {
+        "hidden": [-1, -1, spec.hidden_size],
+        "cos": [-1, 1, -1, spec.rotary_dim],
+        "sin": [-1, 1, -1, spec.rotary_dim],
+        "mask": [-1, 1, -1, -1],
+    }
+    inputs = {name: _parameter(name, shape, ov.Type.f32) for name, shape in shapes.items()}
+    inputs["batch"] = _parameter("batch", [1], ov.Type.i64)
+    inputs["beams"] = _parameter("beams", [-1], ov.Type.i32)
+    builder.cos, builder.sin, builder.mask = inputs["cos"], inputs["sin"], inputs["mask"]
+    builder.batch, builder.beam_idx = inputs["batch"], inputs["beams"]
+    result = ops.result(builder.layer(inputs["hidden"], i), name=f"layer {i}")
+    return ov.Model([result], builder.sinks, list(inputs.values()), f"layer_{i}")
+
+
+def assemble(ends: ov.Model, layers: Iterable[ov.Model]) -> ov.Model:
+    """One model out of `build_ends` and the layers in order; all of them are used up.
+
+    What the parts went through meanwhile (compression) stays, as long as Parameters and Results kept
+    their names.
+    """
+    sources = {result.get_friendly_name(): result.input_value(0) for result in ends.get_results()}
+    logits = next(result for result in ends.get_results() if result.get_friendly_name() == "logits")
+    sinks = []
+    for layer in layers:
+        for parameter in layer.get_parameters():
+            parameter.output(0).replace(sources[parameter.get_friendly_name()])
+        sources["hidden"] = layer.get_results()[0].input_value(0)
+        sinks += layer.get_sinks()
+    inputs = [parameter for parameter in ends.get_parameters() if parameter.get_friendly_name() != "last_hidden"]
+    last = next(parameter for parameter in ends.get_parameters() if parameter.get_friendly_name() == "last_hidden")
+    last.output(0).replace(sources["hidden"])
+    return ov.Model([logits], sinks, inputs, "glm4_edge")
+
+
+class _Builder:
+    def __init__(self, spec: GlmSpec, weight: Callable[[str], Weight]) -> None:
+        self.spec = spec
+        self.weight = weight
+        self.sinks: list[Node] = []
+        self.cos: Node = None
+        self.sin: Node = None
+        self.mask: Node = None
+        self.batch: Node = None
+        self.beam_idx: Node = None
+
+    def layer(self, hidden: Node, i: int) -> Node:
+        prefix = f"model.layers.{i}."
+        attended = self.attention(self.rms_norm(hidden, prefix + "input_layernorm"), i)
+        if self.spec.four_norms:
+            attended = self.rms_norm(attended, prefix + "post_self_attn_layernorm")
+        hidden = ops.add(hidden, attended, name=prefix + "attention_residual")
+        fed = self.mlp(self.rms_norm(hidden, prefix + "post_attention_layernorm"), prefix + "mlp.")
+        if self.spec.four_norms:
+            fed = self.rms_norm(fed, prefix + "post_mlp_layernorm")
+        return ops.add(hidden, fed, name=prefix + "mlp_residual")
+
+    def attention(self, hidden: Node, i: int) -> Node:
+        spec = self.spec
+        prefix = f"model.layers.{i}.self_attn."
+        query = self.rope(self.heads(hidden, prefix + "q_proj", spec.num_heads, rotary=True))
+        key = self.rope(self.heads(hidden, prefix + "k_proj", spec.num_kv_heads, rotary=True))
+        value = self.heads(hidden, prefix + "v_proj", spec.num_kv_heads, rotary=False)
+        key = self.shared(self.cached(key, i, "key"))
+        value = self.shared(self.cached(value, i, "value"))
+        out = ops.scaled_dot_product_attention(query, key, value, self.mask, name=prefix + "sdpa")
+        out = ops.reshape(ops.transpose(out, _i64([0, 2, 1, 3])), _i64([0, 0, spec.q_size]), True)
+        return self.linear(out, prefix + "o_proj", self.constant(prefix + "o_proj.weight"))
+
+    def heads(self, hidden: Node, name: str, heads: int, *, rotary: bool) -> Node:
+        """Project and lay out as [B, heads, S, head_dim]; rows of q and k in half-split order."""
+        spec = self.spec
+        order = rotary_row_order(heads, spec.head_dim, spec.rotary_dim) if rotary else None
+        out = self.linear(hidden, name, self.constant(name + ".weight", order))
+        if spec.attention_bias:
+            bias = self.weight(name + ".bias")
+            bias = bias if order is None else bias.rows(order)
+            out = ops.add(out, ops.constant(bias.f32()[None, None, :]), name=name + ".bias_add")
+        out = ops.reshape(out, _i64([0, 0, heads, spec.head_dim]), True)
+        return ops.transpose(out, _i64([0, 2, 1, 3]))
+
+    def linear(self, hidden: Node, name: str, weight: Node) -> Node:
+        return ops.matmul(hidden, weight, False, True, name=name)
+
+    def rope(self, x: Node) -> Node:
+        """Rotate the first `rotary_dim` channels of x [B, heads, S, head_dim], half-split."""
+        rotary, half = self.spec.rotary_dim, self.spec.rotary_dim // 2
+        part = x if rotary == self.spec.head_dim else _channels(x, 0, rotary)
+        negated = ops.multiply(_channels(part, half, _END), ops.constant(np.float32(-1)))
+        turned = ops.concat([negated, _channels(part, 0, half)], -1)
+        out = ops.add(ops.multiply(part, self.cos), ops.multiply(turned, self.sin))
+        return out if part is x else ops.concat([out, _channels(x, rotary, _END)], -1)
+
+    def rotary_tables(self, position_ids: Node, batch: Node) -> tuple[Node, Node]:
+        """cos and sin [B, 1, S, rotary_dim] of the angles position * frequency, twice over."""
+        frequencies, scale = self.spec.rotary_frequencies()
+        table = ops.constant(frequencies.astype(np.float32).reshape(1, -1, 1))
+        target = ops.concat([batch, _i64([len(frequencies)]), _i64([1])], 0)
+        table = ops.broadcast(table, target, broadcast_spec="BIDIRECTIONAL")
+        positions = ops.convert(ops.unsqueeze(position_ids, _i64(1)), "f32")
+        angles = ops.transpose(ops.matmul(table, positions, False, False), _i64([0, 2, 1]))
+        angles = ops.concat([angles, angles], -1)
+        cos, sin = ops.cos(angles), ops.sin(angles)
+        if scale != 1.0:
+            factor = ops.constant(np.float32(scale))
+            cos, sin = ops.multiply(cos, factor), ops.multiply(sin, factor)
+        return ops.unsqueeze(cos, _i64(1)), ops.unsqueeze(sin, _i64(1))
+
+    def attention_mask(self, input_ids: Node, padding: Node) -> Node:
+        """[B, 1, S, T]: 0 where a query may look, the lowest value where it may not."""
+        axis, zero, one = _i64(0), _i64(0), _i64(1)
+        new = ops.gather(ops.shape_of(input_ids), one, axis)
+        total = ops.gather(ops.shape_of(padding), one, axis)
+        keys = ops.range(zero, total, one, "i64")
+        queries = ops.add(ops.range(zero, new, one, "i64"), ops.subtract(total, new))
+        causal = ops.less_equal(ops.unsqueeze(keys, _i64([0, 1, 2])), ops.unsqueeze(queries, _i64([0, 1, 3])))
+        present = ops.convert(ops.unsqueeze(padding, _i64([1, 2])), "boolean")
+        allowed = ops.logical_and(causal, present)
+        return ops.select(allowed, ops.constant(np.float32(0)), ops.constant(_MASKED))
+
+    def cached(self, new: Node, i: int, kind: str) -> Node:
+        """Append to the layer's cache: [B, KV heads, T, head_dim]."""
+        spec = self.spec
+        info = util.VariableInfo()
+        info.data_shape = ov.PartialShape([-1, spec.num_kv_heads, -1, spec.head_dim])
+        info.data_type = ov.Type.f32
+        info.variable_id = f"past_key_values.{i}.{kind}present.{i}.{kind}"
+        variable = util.Variable(info)
+        shape = ops.concat([self.batch, _i64([spec.num_kv_heads]), _i64([0]), _i64([spec.head_dim])], 0)
+        empty = ops.broadcast(ops.constant(np.float32(0)), shape)
+        past = ov.op.read_value(empty, variable)
+        past = ops.gather(past, self.beam_idx, ops.constant(0, ov.Type.i32))
+        both = ops.concat([past, new], -2)
+        self.sinks.append(ov.op.assign(both, variable))
+        return both
+
+    def shared(self, x: Node) -> Node:
+        """Repeat each KV head for the query heads that share it: [B, heads, T, head_dim]."""
+        spec = self.spec
+        group = spec.num_heads // spec.num_kv_heads
+        if group == 1:
+            return x
+        spread = ops.broadcast(ops.unsqueeze(x, _i64(2)), _i64([1, 1, group, 1, 1]), broadcast_spec="BIDIRECTIONAL")
+        return ops.reshape(spread, _i64([0, spec.num_heads, -1, spec.head_dim]), True)
+
+    def mlp(self, hidden: Node, prefix: str) -> Node:
+        ffn = self.spec.intermediate_size
+        both = self.linear(hidden, prefix + "gate_up_proj", self.constant(prefix + "gate_up_proj.weight"))
+        parts = ops.variadic_split(both, _i64(-1), _i64([ffn, ffn]))
+        gated = ops.multiply(ops.swish(parts.output(0)), parts.output(1), name=prefix + "gated")
+        return self.linear(gated, prefix + "down_proj", self.constant(prefix + "down_proj.weight"))
+
+    def rms_norm(self, x: Node, name: str) -> Node:
+        square = ops.power(x, ops.constant(np.float32(2)))
+        mean = ops.reduce_mean(square, _i64([-1]), True)
+        root = ops.sqrt(ops.add(mean, ops.constant(np.float32(self.spec.rms_norm_eps))))
+        normed = ops.multiply(x, ops.divide(ops.constant(np.float32(1)), root))
+        scale = ops.constant(self.weight(name + ".weight").f32()[None, None, :])
+        return ops.multiply(normed, scale, name=name)
+
+    def constant(self, name: str, order: NDArray[np.int64] | None = None) -> Node:
+        """The tensor as a Constant of its own type, converted to f32 for the arithmetic."""
+        weight = self.weight(name)
+        if order is not None:
+            weight = weight.rows(order)
+        tensor = ov.Tensor(weight.raw, ov.Shape(weight.shape), OV_TYPE[weight.dtype])
+        # A shared Constant does not keep Python's array alive; the checkpoint does that for its own,
+        # nobody would for a reordered copy.
+        node = ov.op.Constant(tensor, shared_memory=order is None)
+        node.set_friendly_name(name)
+        if weight.dtype == "F32":
+            return node
+        return ops.convert(node, "f32", name=name + "/f32")
+
+
+def _parameter(name: str, shape: list[int], dtype: ov.Type) -> Node:
+    node = ops.parameter(shape, dtype, name=name)
+    node.output(0).set_names({name})
+    return node
+
+
+def _channels(x: Node, begin: int, end: int) -> Node:
+    """Channels [begin, end) of the last axis; a Slice, because the RoPE fusion knows no Split."""
+    return ops.slice(x, _i64([begin]), _i64([end]), _i64([1]), _i64([-1]))
+
+
+def _i64(value: int | list[int]) -> Node:
+    return ops.constant(np.array(value, dtype=np.int64))

@@ -1,0 +1,183 @@
+"""The export from end to end: check, build, compress, write, prove, and only then take the name."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import openvino as ov
+
+from edge import manifest
+from edge.errors import OutputError, VerificationError
+from edge.export import compress, verify
+from edge.export.calibration import calibration_samples
+from edge.export.graph import build_model
+from edge.export.recipe import Recipe
+from edge.export.tokenize import export_tokenizer
+from edge.files import check_room, new_folder
+from edge.model import tokenizer as tokenizers
+from edge.model.checkpoint import Checkpoint
+from edge.model.hub import Located
+from edge.model.layouts import glm_config
+from edge.model.spec import read_json
+
+Progress = Callable[[str, int, int], None]
+"""Called with the stage, how far it is, and how far it goes (0: unknown)."""
+
+# Kept beside the IR so that the folder also serves transformers, optimum-intel and GenAI.
+_COMPANIONS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+               "special_tokens_map.json", "chat_template.jinja")  # fmt: skip
+_READ = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
+         "chat_template.jinja")  # fmt: skip
+_PACKAGES = ("openvino", "openvino-tokenizers", "nncf", "transformers", "numpy")
+
+
+@dataclass(frozen=True)
+class Job:
+    """An export that was found possible: nothing has been written yet."""
+
+    located: Located
+    checkpoint: Checkpoint
+    recipe: Recipe
+    target: str
+    out: Path
+    stop_ids: list[int]
+
+
+def plan(located: Located, out: Path, *, target: str, make_recipe: Callable[[Any], Recipe]) -> Job:
+    """Check everything that can be checked before time is spent.
+
+    Raises:
+        CheckpointError: the folder is no complete GLM-4 checkpoint.
+        RecipeError: the recipe does not fit the model or the device.
+        OutputError: `out` is somebody else's folder, or the disk is too full.
+    """
+    check_output(out)
+    checkpoint = Checkpoint(located.folder)
+    recipe = make_recipe(checkpoint.spec)
+    recipe.check(checkpoint.spec, target)
+    stop_ids = tokenizers.stop_ids(located.folder, checkpoint.spec)
+    check_room(out, int(1.1 * recipe.estimated_bytes(checkpoint.spec)) + 20_000_000, f"the export to {out}")
+    return Job(located, checkpoint, recipe, target, out, stop_ids)
+
+
+def check_output(out: Path) -> None:
+    """Refuse a place that holds something other than an earlier export."""
+    if out.is_file():
+        raise OutputError(f"{out} is a file", hint="Name a folder that does not exist yet.")
+    if out.is_dir() and any(out.iterdir()) and not (out / manifest.FILE_NAME).is_file():
+        raise OutputError(
+            f"{out} exists and holds something else (no {manifest.FILE_NAME} in it)",
+            hint="Name a folder that does not exist yet, or an earlier export to replace.",
+        )
+
+
+def run(job: Job, progress: Progress) -> manifest.Manifest:
+    """Make the model and return what its `edge.json` says.
+
+    Raises:
+        VerificationError: the result did not prove right; `job.out` is as it was before.
+    """
+    checkpoint, recipe, spec = job.checkpoint, job.recipe, job.checkpoint.spec
+    progress("reading the tokenizer", 0, 0)
+    tokenizer = tokenizers.load(job.located.folder)
+    if len(tokenizer) > spec.vocab_size:
+        raise VerificationError(
+            f"the tokenizer has {len(tokenizer):,} entries, the model only {spec.vocab_size:,}",
+            hint="tokenizer.json and the weights do not belong together.",
+        )
+    proof_ids = calibration_samples(tokenizer, count=1, length=256, held_out=True)[0]
+    checks = []
+    with new_folder(job.out) as work:
+        progress("converting the tokenizer", 0, 0)
+        checks.append(export_tokenizer(tokenizer, work))
+        progress("checking the graph", 0, 0)
+        checks.append(verify.check_graph(checkpoint, proof_ids[:48]))
+        model = build_model(spec, checkpoint.weight)
+        samples = calibration_samples(tokenizer) if recipe.needs_calibration else None
+        model = compress.compress(model, recipe, spec, calibration=samples, progress=progress)
+        progress("writing the model", 0, 0)
+        model_file = work / manifest.MODEL_FILE
+        ov.save_model(model, model_file, compress_to_fp16=False)
+        del model
+        progress("proving the result", 0, 0)
+        checks.append(verify.check_weights(model_file, recipe))
+        checks.append(verify.check_fusions(model_file, spec))
+        compression = verify.check_compression(model_file, checkpoint, proof_ids)
+        checks += [compression] if compression else []
+        _write_companions(job, work, tokenizer)
+        progress("hashing the checkpoint", 0, 0)
+        result = _manifest(job, work, checks, tokenizer)
+        result.write(work)
+    return result
+
+
+def _write_companions(job: Job, work: Path, tokenizer: Any) -> None:
+    """What transformers, optimum-intel and GenAI read beside the IR, in the `glm` layout."""
+    source = job.located.folder
+    for name in _COMPANIONS:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, work / name)
+    if not (work / "tokenizer.json").is_file():
+        tokenizers.save(tokenizer, work)
+    if job.checkpoint.spec.model_type == "chatglm":  # otherwise the folder would ask for remote code
+        config = {"architectures": ["GlmForCausalLM"], "model_type": "glm"}
+        config |= glm_config(read_json(source / "config.json"), str(source))
+        _write_json(work / "config.json", config)
+    path = work / "generation_config.json"
+    generation = read_json(path) if path.is_file() else {}
+    _write_json(path, {**generation, "eos_token_id": job.stop_ids})
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
+
+
+def _manifest(job: Job, work: Path, checks: list[manifest.Check], tokenizer: Any) -> manifest.Manifest:
+    spec = job.checkpoint.spec
+    folder = job.located.folder
+    read = [folder / name for name in _READ if (folder / name).is_file()] + job.checkpoint.shards
+    versions = {name: importlib.metadata.version(name) for name in ("glm4-edge", *_PACKAGES)}
+    versions["python"] = sys.version.split()[0]
+    return manifest.Manifest(
+        format=manifest.FORMAT,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        source=manifest.Source(
+            model=job.located.name,
+            description=job.located.description,
+            revision=job.located.revision,
+            sha256={path.name: _sha256(path) for path in read},
+        ),
+        architecture=manifest.Architecture(
+            model_type=spec.model_type,
+            parameters=spec.parameter_count(),
+            num_layers=spec.num_layers,
+            num_kv_heads=spec.num_kv_heads,
+            head_dim=spec.head_dim,
+            vocab_size=spec.vocab_size,
+            context_length=spec.context_length,
+        ),
+        target=job.target,
+        recipe=job.recipe.to_dict(),
+        stop_ids=job.stop_ids,
+        stop_tokens=[str(tokenizer.convert_ids_to_tokens(item)) for item in job.stop_ids],
+        versions=versions,
+        bytes={path.name: path.stat().st_size for path in sorted(work.iterdir())},
+        checks=checks,
+    )
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

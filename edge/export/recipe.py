@@ -1,0 +1,208 @@
+"""How a model's weights are written: which number format, with which scales, chosen how. Pure facts.
+
+What the presets rest on is measured: `benchmarks/results/pocket_recipes.md`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from edge.errors import RecipeError
+from edge.model.spec import GlmSpec
+
+SMALL = 1_000_000_000
+"""Parameters below which a model is calibrated as a whole: it and its activations fit any laptop."""
+_NPU_PER_CHANNEL = 5_000_000_000  # Intel's advice: one scale per output channel above 5B, groups of 128 below
+_XML_BYTES = 60_000
+_BACKUP_BITS = {"int8_asym": 8, "int8_sym": 8, "none": 16}
+
+# Kinds of a layer's matrices, by the last part of their names.
+KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A compression recipe.
+
+    `ratio`, `backup` and what follows them only mean something for int4 weights. Embedding and head always
+    get the backup precision.
+    """
+
+    weights: str
+    """int4, int8, bf16 (nothing is changed) or fp16."""
+    group_size: int = -1
+    """Weights along the input axis that share a scale; -1: one scale per output channel."""
+    symmetric: bool = False
+    """No zero point."""
+    ratio: float = 1.0
+    """Share, at most, of the layers' weights that get 4 bits."""
+    backup: str = "none"
+    """Precision of what stays out of 4 bits: int8_asym, int8_sym or none (as in the checkpoint)."""
+    always_backup: tuple[str, ...] = ()
+    """Kinds of matrices (of `KINDS`) that get the backup precision first, as part of 1 - `ratio`."""
+    awq: bool = False
+    """Scale the channels of down_proj's input before rounding (NNCF's AWQ), from the weights alone."""
+    scale_estimation: bool = False
+    """Choose scales that keep the layer's output, over calibration text, rather than its weights."""
+    gptq: bool = False
+    """Round column by column, each making up for the errors before it, over calibration text."""
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether the model has to be run over calibration text."""
+        return self.scale_estimation or self.gptq or self.selects
+
+    @property
+    def selects(self) -> bool:
+        """Whether the matrices that stay out of 4 bits are chosen by measuring, not only by kind."""
+        return self.weights == "int4" and self.ratio < 1
+
+    @classmethod
+    def for_target(cls, target: str, spec: GlmSpec, *, weights: str = "int4", **overrides: Any) -> Recipe:
+        """The preset for a device (cpu, igpu or npu) and the model's size.
+
+        `overrides` replace single fields; None leaves the preset's value.
+        """
+        given = {name: value for name, value in overrides.items() if value is not None}
+        if weights != "int4":
+            return dataclasses.replace(cls(weights), **given)
+        if target == "npu":
+            recipe = cls(
+                "int4", group_size=-1 if spec.parameter_count() > _NPU_PER_CHANNEL else _largest_group(spec, 128),
+                symmetric=True, backup="int8_sym",
+            )  # fmt: skip
+        elif spec.parameter_count() < SMALL:
+            recipe = cls(
+                "int4", group_size=_largest_group(spec, 32), ratio=0.73, backup="int8_asym",
+                always_backup=("v_proj",), awq=True, scale_estimation=True,
+            )  # fmt: skip
+        else:
+            # Data-free: calibrating 9B as a whole would hold it and its activations in memory.
+            recipe = cls("int4", group_size=_largest_group(spec, 128), symmetric=True, backup="int8_asym", awq=True)
+        if given.get("ratio") == 1:
+            recipe = dataclasses.replace(recipe, always_backup=())
+        return dataclasses.replace(recipe, **given)
+
+    def check(self, spec: GlmSpec, target: str) -> None:
+        """Refuse what the model or the device cannot take.
+
+        Raises:
+            RecipeError: with the value that was wrong and the way out.
+        """
+        if not 0 <= self.ratio <= 1:
+            raise RecipeError(f"the ratio {self.ratio} is no share", hint="Give a number from 0 to 1.")
+        if self.weights != "int4":
+            self._check_plain()
+            return
+        self._check_groups(spec)
+        if target == "npu":
+            self._check_npu()
+        kept = sum(size for kind, size in matrices(spec) if kind in self.always_backup)
+        room = (1 - self.ratio) * layer_weights(spec)
+        if kept > room:
+            most = math.floor(100 * (1 - kept / layer_weights(spec))) / 100
+            raise RecipeError(
+                f"a ratio of {self.ratio} leaves no room for {', '.join(self.always_backup)} in the backup precision",
+                hint=f"Give a ratio of at most {most}, or 1 to put every layer in 4 bits.",
+            )
+
+    def estimated_bytes(self, spec: GlmSpec) -> int:
+        """Size of the IR, its XML included, in bytes."""
+        ends = (1 if spec.tie_word_embeddings else 2) * spec.vocab_size
+        inputs = dict(_inputs(spec))
+        bits = 0.0
+        kept = sum(size for kind, size in matrices(spec) if kind in self.always_backup)
+        total = layer_weights(spec)
+        four = self.ratio * total if self.weights == "int4" else 0.0
+        # Of the kinds that may be either, every matrix is taken to be in 4 bits for an equal part.
+        part = four / (total - kept) if four else 0.0
+        for kind, size in matrices(spec):
+            share = 0.0 if kind in self.always_backup else part
+            rows = size / inputs[kind]
+            scales = rows if self.group_size == -1 else size / self.group_size
+            bits += share * (4 * size + (16 if self.symmetric else 20) * scales)
+            bits += (1 - share) * self._backup_size(size, rows)
+        bits += self._backup_size(ends * spec.hidden_size, ends)
+        small = spec.parameter_count() - total - ends * spec.hidden_size  # norms and biases, in f32
+        return int(bits / 8) + 4 * small + _XML_BYTES + self._xml_per_layer() * spec.num_layers
+
+    def _backup_size(self, size: int, rows: float) -> float:
+        """Bits of a matrix that is not in 4 bits."""
+        precision = {"int8": "int8_sym" if self.symmetric else "int8_asym"}.get(self.weights, self.backup)
+        return _BACKUP_BITS[precision] * size + {"int8_asym": 24, "int8_sym": 16, "none": 0}[precision] * rows
+
+    def _xml_per_layer(self) -> int:
+        return {"int4": 78_000, "int8": 75_000}.get(self.weights, 60_000)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields, as JSON can carry them."""
+        return {**dataclasses.asdict(self), "always_backup": list(self.always_backup)}
+
+    def _check_plain(self) -> None:
+        plain = Recipe(self.weights, symmetric=self.symmetric if self.weights == "int8" else False)
+        for field in dataclasses.fields(self):
+            if (value := getattr(self, field.name)) != getattr(plain, field.name):
+                raise RecipeError(
+                    f"{field.name} {value} means nothing with {self.weights} weights",
+                    hint="Leave it out, or ask for int4 weights.",
+                )
+
+    def _check_groups(self, spec: GlmSpec) -> None:
+        if self.group_size == -1:
+            return
+        for kind, size in _inputs(spec):
+            if self.group_size < 1 or size % self.group_size:
+                fitting = ", ".join(str(group) for group in _common_groups(spec))
+                raise RecipeError(
+                    f"a group size of {self.group_size} does not divide the {size} inputs of {kind}",
+                    hint=f"Group sizes that fit this model: {fitting}, or -1 (one scale per output channel).",
+                )
+
+    def _check_npu(self) -> None:
+        wrong = None
+        if not self.symmetric:
+            wrong = "asymmetric int4 weights (asym)"
+        elif self.ratio < 1:
+            wrong = f"mixed precision (a ratio of {self.ratio})"
+        elif self.backup != "int8_sym":
+            wrong = f"a backup precision of {self.backup}"
+        if wrong:
+            raise RecipeError(
+                f"the NPU's compiler does not take {wrong}",
+                hint="For the NPU the weights are symmetric, all layers in 4 bits, the rest int8_sym: leave the "
+                "option out, or export for cpu or igpu.",
+            )
+
+
+def matrices(spec: GlmSpec) -> list[tuple[str, int]]:
+    """Kind and number of weights of every matrix of the layers, embedding and head left out."""
+    found = []
+    for name, shape in spec.tensor_shapes().items():
+        kind = name.removesuffix(".weight").rsplit(".", 1)[-1]
+        if kind in KINDS and len(shape) == 2:
+            found.append((kind, shape[0] * shape[1]))
+    return found
+
+
+def layer_weights(spec: GlmSpec) -> int:
+    """Number of weights in the layers' matrices."""
+    return sum(size for _, size in matrices(spec))
+
+
+def _inputs(spec: GlmSpec) -> list[tuple[str, int]]:
+    """The input dimension of every kind of matrix."""
+    sizes = {"o_proj": spec.q_size, "down_proj": spec.intermediate_size}
+    return [(kind, sizes.get(kind, spec.hidden_size)) for kind in KINDS]
+
+
+def _common_groups(spec: GlmSpec) -> list[int]:
+    """Group sizes, powers of two, that divide every input dimension; kernels know no others."""
+    return [group for group in (16, 32, 64, 128, 256) if all(size % group == 0 for _, size in _inputs(spec))]
+
+
+def _largest_group(spec: GlmSpec, limit: int) -> int:
+    """The largest group size up to `limit` that divides every input dimension; -1 where none does."""
+    return max((group for group in _common_groups(spec) if group <= limit), default=-1)

@@ -1,0 +1,144 @@
+"""Parts of a model on disk while the whole is made, so that no more than one part is ever in memory.
+
+Every constant goes straight to its place in the final `openvino_model.bin`. What is left of a part, its
+graph, is an XML file of some kilobytes that points there. The whole is put together from those files, its
+constants mapped from the disk, and only its XML is written: the weights are written once.
+
+OpenVINO's serialiser always writes a .bin of its own. It goes to the null device, and the offsets it
+chose are replaced by those of the constants, found by their names.
+"""
+
+from __future__ import annotations
+
+import os
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+
+_ALIGNMENT = 64  # what the plugins' vector loads like
+
+
+class Store:
+    """A folder with an XML file for each part, and the .bin they share.
+
+    A part is there when its XML is: the .bin is on the disk before that takes its name. What a killed
+    run appended after the last complete part is cut off when the store is opened again.
+    """
+
+    def __init__(self, folder: Path, weights: Path) -> None:
+        self.folder = folder
+        self.weights = weights
+        self.places: dict[str, tuple[int, int]] = {}
+        """Offset and size of each constant in the .bin."""
+        folder.mkdir(exist_ok=True)
+        weights.touch()
+        for path in folder.glob("*.xml"):
+            self.places |= dict(_places(path))
+        end = max((offset + size for offset, size in self.places.values()), default=0)
+        if weights.stat().st_size < end:  # the disk lost what it had promised: start afresh
+            self.places.clear()
+            end = 0
+            for path in folder.glob("*.xml"):
+                path.unlink()
+        os.truncate(weights, end)
+
+    def holds(self, part: str) -> bool:
+        """Whether the part is complete."""
+        return self._xml(part).is_file()
+
+    def open(self, name: str) -> Writer:
+        """A place at the end of the .bin for the constant `name`, to be filled piece by piece."""
+        return Writer(self, name)
+
+    def keep(self, model: ov.Model, part: str) -> None:
+        """Write a part; a constant whose name has a place already is not written again."""
+        for node in constants(model):
+            name = node.get_friendly_name()
+            if name not in self.places:
+                writer = self.open(name)
+                writer.append(raw_bytes(node))
+                writer.close()
+        with self.weights.open("rb+") as file:
+            os.fsync(file.fileno())
+        unfinished = self.folder / "unfinished" / f"{part}.xml"  # the serialiser insists on the ending
+        unfinished.parent.mkdir(exist_ok=True)
+        self.write_xml(model, unfinished)
+        unfinished.replace(self._xml(part))
+
+    def load(self, part: str) -> ov.Model:
+        """A part as it was kept, its constants mapped from the .bin."""
+        return ov.Core().read_model(self._xml(part), self.weights)
+
+    def write_xml(self, model: ov.Model, path: Path) -> None:
+        """Serialise the graph alone, pointing at the constants' places."""
+        ov.serialize(model, path, os.devnull)
+        tree = ElementTree.parse(path)
+        for layer in tree.iter("layer"):
+            if layer.get("type") == "Const":
+                data = layer.find("data")
+                assert data is not None
+                offset, size = self.places[str(layer.get("name"))]
+                if int(str(data.get("size"))) != size:
+                    raise ValueError(f"{layer.get('name')} has {data.get('size')} bytes, not {size}")
+                data.set("offset", str(offset))
+        tree.write(path, encoding="utf-8", xml_declaration=True)
+
+    def _xml(self, part: str) -> Path:
+        return self.folder / f"{part}.xml"
+
+
+class Writer:
+    """One constant on its way into the .bin."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        self._store = store
+        self._name = name
+        self._file = store.weights.open("ab")
+        self._file.write(b"\0" * (-self._file.tell() % _ALIGNMENT))
+        self.offset = self._file.tell()
+        self.size = 0
+
+    def append(self, piece: NDArray[np.uint8]) -> None:
+        """The next bytes of the constant."""
+        self._file.write(np.ascontiguousarray(piece).data)
+        self.size += piece.size
+
+    def close(self) -> None:
+        """The constant is complete: it has a place."""
+        self._file.close()
+        self._store.places[self._name] = (self.offset, self.size)
+
+
+def constants(model: ov.Model) -> list[Any]:
+    """The model's Constants.
+
+    Raises:
+        ValueError: two bear one name, so that their places could not be told apart.
+    """
+    found = {}
+    for node in model.get_ordered_ops():
+        if node.get_type_name() == "Constant":
+            name = node.get_friendly_name()
+            if name in found:
+                raise ValueError(f"two constants are named {name}")
+            found[name] = node
+    return list(found.values())
+
+
+def raw_bytes(node: Any) -> NDArray[np.uint8]:
+    """The constant's bytes without a copy; packed types as they lie."""
+    data: NDArray[Any] = np.atleast_1d(node.data)
+    return data.reshape(-1).view(np.uint8)
+
+
+def _places(path: Path) -> list[tuple[str, tuple[int, int]]]:
+    found = []
+    for layer in ElementTree.parse(path).iter("layer"):
+        data = layer.find("data")
+        if layer.get("type") == "Const" and data is not None:
+            found.append((str(layer.get("name")), (int(str(data.get("offset"))), int(str(data.get("size"))))))
+    return found

@@ -1,0 +1,109 @@
+"""A proof that cannot fail proves nothing: each check is shown a model that is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+import pytest
+
+from edge.errors import VerificationError
+from edge.export import verify
+from edge.export.graph import build_model
+from edge.export.recipe import Recipe
+from edge.model.checkpoint import Checkpoint, Weight
+from tests.conftest import write_checkpoint
+
+IDS = list(range(3, 40))
+
+
+def save(model: ov.Model, folder: Path) -> Path:
+    ov.save_model(model, folder / "openvino_model.xml", compress_to_fp16=False)
+    return folder / "openvino_model.xml"
+
+
+def test_a_right_graph_passes(tiny: Path) -> None:
+    check = verify.check_graph(Checkpoint(tiny), IDS)
+    assert check.figures["layers"] == check.figures["of_layers"] == 2
+    assert check.figures["max_error"] < 1e-5 * check.figures["logit_scale"]
+
+
+@pytest.mark.parametrize("fault", ["rows not reordered", "wrong base", "gate and up swapped"])
+def test_a_wrong_graph_is_caught(tiny: Path, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = Checkpoint(tiny)
+    right = build_model
+
+    def wrong(spec, weight):  # type: ignore[no-untyped-def]
+        if fault == "wrong base":
+            return right(dataclasses.replace(spec, rope_theta=5e6), weight)
+        if fault == "gate and up swapped":
+            half = spec.intermediate_size
+            order = np.r_[half : 2 * half, 0:half]
+            return right(spec, lambda name: weight(name).rows(order) if "gate_up" in name else weight(name))
+        return right(spec, weight)
+
+    if fault == "rows not reordered":
+        monkeypatch.setattr("edge.export.graph.rotary_row_order", lambda heads, dim, rotary: np.arange(heads * dim))
+    monkeypatch.setattr(verify, "build_model", wrong)
+    with pytest.raises(VerificationError, match="differ from the model's definition"):
+        verify.check_graph(checkpoint, IDS)
+
+
+def test_a_large_checkpoint_is_sampled(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = Checkpoint(tiny)
+    monkeypatch.setattr(verify, "_PARITY_BYTES", 1000)
+    monkeypatch.setattr(verify, "_PARITY_VOCABULARY", 64)
+    check = verify.check_graph(checkpoint, IDS)
+    assert check.figures["layers"] == 1 and check.figures["of_layers"] == 2
+    assert verify.check_compression(Path("unused"), checkpoint, IDS) is None
+
+
+def test_unfused_rope_is_caught(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same arithmetic with Split instead of Slice is right and slow."""
+    from edge.export import graph
+
+    def split(x, begin, end):  # type: ignore[no-untyped-def]
+        size = x.get_output_partial_shape(0)[-1].get_length() if hasattr(x, "get_output_partial_shape") else None
+        parts = graph.ops.variadic_split(x, graph._i64(-1), graph._i64([begin or end, size - (begin or end)]))
+        return parts.output(1 if begin else 0)
+
+    monkeypatch.setattr(graph, "_channels", split)
+    checkpoint = Checkpoint(write_checkpoint(tmp_path / "c", rope_parameters={"partial_rotary_factor": 1.0}))
+    path = save(build_model(checkpoint.spec, checkpoint.weight), tmp_path)
+    with pytest.raises(VerificationError, match="need 4 fused RoPE"):
+        verify.check_fusions(path, checkpoint.spec)
+
+
+def test_missing_bits_are_caught(tiny: Path, tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tiny)
+    path = save(build_model(checkpoint.spec, checkpoint.weight), tmp_path)
+    assert verify.check_weights(path, Recipe("bf16")).figures["by_precision"].keys() == {"bf16"}
+    with pytest.raises(VerificationError, match="int4 was asked for"):
+        verify.check_weights(path, Recipe("int4", group_size=8, symmetric=True, backup="int8_sym"))
+
+
+def test_a_model_that_lost_its_mind_is_caught(tiny: Path, tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tiny)
+    same = save(build_model(checkpoint.spec, checkpoint.weight), tmp_path)
+    check = verify.check_compression(same, checkpoint, IDS)
+    assert check is not None and check.figures["kl_mean"] == 0 and check.figures["top1_agreement"] == 1
+    rng = np.random.default_rng(0)
+
+    def noise(name: str) -> Weight:
+        shape = checkpoint.weight(name).shape
+        return Weight(rng.standard_normal(shape, dtype=np.float32), "F32")
+
+    weights = {name: noise(name) for name in checkpoint.spec.tensor_shapes()}
+    (tmp_path / "noise").mkdir()
+    other = save(build_model(checkpoint.spec, weights.__getitem__), tmp_path / "noise")
+    with pytest.raises(VerificationError, match="lost its mind"):
+        verify.check_compression(other, checkpoint, IDS)
+
+
+def test_kl_divergence_of_known_distributions() -> None:
+    p = np.log(np.array([[0.5, 0.5], [0.9, 0.1]], np.float32))
+    q = np.log(np.array([[0.5, 0.5], [0.5, 0.5]], np.float32))
+    expected = [0.0, 0.9 * np.log(0.9 / 0.5) + 0.1 * np.log(0.1 / 0.5)]
+    np.testing.assert_allclose(verify.kl_divergence(p, q), expected, atol=1e-6)

@@ -1,0 +1,185 @@
+"""Bad input at the command line: one sentence, a non-zero exit, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from edge.cli import _run, default_folder
+from edge.files import HOME_VARIABLE
+from tests.conftest import write_checkpoint
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "home"))
+
+
+def fails(capsys: pytest.CaptureFixture[str], *argv: str, code: int, said: str) -> str:
+    assert _run(list(argv)) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert said in err and "Traceback" not in err
+    assert err.count("Error") == 1
+    return err
+
+
+def test_a_folder_that_is_no_checkpoint(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "c").mkdir()
+    fails(capsys, "export", str(tmp_path / "c"), str(tmp_path / "out"), code=1, said="is no checkpoint")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    fails(capsys, "export", str(tmp_path / "nowhere"), code=1, said=f"there is no folder {tmp_path / 'nowhere'}")
+
+
+def test_a_truncated_shard(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "c")
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    fails(capsys, "export", str(folder), str(tmp_path / "out"), code=1, said="is cut short")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_config_that_is_not_glm(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "c")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "qwen3"}))
+    fails(capsys, "export", str(folder), str(tmp_path / "out"), code=1, said="of type 'qwen3', not GLM-4")
+
+
+def test_a_group_size_that_does_not_divide(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "c", vocab_size=320)
+    err = fails(capsys, "export", str(folder), str(tmp_path / "out"), "--group-size", "7", code=2, said="7")
+    assert "48" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_ratio_that_is_no_share(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "c", vocab_size=320)
+    fails(capsys, "export", str(folder), str(tmp_path / "out"), "--ratio", "1.5", code=2, said="1.5")
+
+
+def test_a_recipe_the_npu_cannot_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "c", vocab_size=320)
+    fails(capsys, "export", str(folder), str(tmp_path / "out"), "--for", "npu", "--asym", code=2, said="asym")
+
+
+def test_an_output_folder_that_is_not_ours(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "c", vocab_size=320)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.docx").write_text("mine")
+    fails(capsys, "export", str(folder), str(tmp_path / "out"), code=1, said="exists and holds something else")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.docx"]
+
+
+def test_an_output_that_is_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    fails(capsys, "export", "pocket", str(tmp_path / "out"), code=1, said="is a file")
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_no_room_on_the_disk(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_checkpoint(tmp_path / "c", vocab_size=320)
+    monkeypatch.setattr("edge.files.shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+    fails(capsys, "export", str(folder), str(tmp_path / "out"), code=1, said="0.00 GB are free")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_disk_that_fills_up_on_the_way(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_checkpoint(tmp_path / "c", vocab_size=320)
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("edge.export.pipeline.ov.save_model", full)
+    fails(capsys, "export", str(folder), str(tmp_path / "out"), code=1, said="the disk filled up")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c"]
+
+
+def test_an_unknown_option_value_is_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    fails(capsys, "export", "pocket", "--weights", "int3", code=2, said="'int3' is not one of")
+
+
+def test_an_export_says_what_it_proved(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "c", vocab_size=320, hidden_size=64, intermediate_size=128, head_dim=16)
+    assert _run(["export", str(folder), str(tmp_path / "out"), "--weights", "int8", "--json"]) == 0
+    out, err = capsys.readouterr()
+    made = json.loads(out)
+    assert made["folder"] == str(tmp_path / "out")
+    assert {check["name"] for check in made["checks"]} >= {"tokenizer", "graph parity", "weights", "fusions"}
+    assert made["stop_ids"] == [1, 2] and made["stop_tokens"] == ["<|end|>", "<|user|>"]
+    assert set(made["source"]["sha256"]) == {
+        "config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"
+    }  # fmt: skip
+    assert "proving the result" in err
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == [1, 2]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c", "out"]
+
+
+def test_an_earlier_export_is_replaced(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "c", vocab_size=320, hidden_size=64, intermediate_size=128, head_dim=16)
+    for weights in ("bf16", "int8"):
+        assert _run(["export", str(folder), str(tmp_path / "out"), "--weights", weights]) == 0
+    assert json.loads((tmp_path / "out" / "edge.json").read_text())["recipe"]["weights"] == "int8"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a console's Ctrl-C cannot be sent to one process there")
+@pytest.mark.parametrize("stage", ["checking the graph", "proving the result"])
+def test_ctrl_c_leaves_nothing(tmp_path: Path, stage: str) -> None:
+    folder = write_checkpoint(tmp_path / "c", vocab_size=320, hidden_size=64, intermediate_size=128, head_dim=16)
+    # The child pauses in the stage, so that the signal cannot come too late.
+    script = (
+        "import time, edge.cli, edge.export.pipeline as p\nrun = p.run\n"
+        "def slow(job, progress):\n"
+        "    def pause(stage, done, total):\n"
+        "        progress(stage, done, total)\n"
+        f"        if stage == {stage!r}: time.sleep(60)\n"
+        "    return run(job, pause)\n"
+        "p.run = slow\n"
+        f"edge.cli.main(['export', {str(folder)!r}, {str(tmp_path / 'out')!r}, '--weights', 'int8'])\n"
+    )
+    child = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True, env=os.environ.copy())
+    assert child.stderr is not None
+    for line in child.stderr:
+        if line.startswith(stage):
+            break
+    time.sleep(0.2)
+    child.send_signal(signal.SIGINT)
+    assert child.wait(timeout=30) == 130
+    assert "Interrupted" in child.stderr.read()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c"]
+
+
+def test_exports_by_name_have_one_place_each(tmp_path: Path) -> None:
+    (tmp_path / "a" / "model").mkdir(parents=True)
+    (tmp_path / "b" / "model").mkdir(parents=True)
+    first, second = (default_folder(str(tmp_path / name / "model"), "cpu") for name in "ab")
+    assert first != second and first.parent == second.parent == tmp_path / "home" / "models"
+    assert default_folder("zai-org/glm-4-9b-chat-hf", "npu").name == "zai-org--glm-4-9b-chat-hf-int4-npu"
+    assert default_folder("pocket", "cpu").name == "pocket-int4-cpu"
+
+
+@pytest.mark.model
+def test_an_export_never_imports_torch(tmp_path: Path, pocket_checkpoint: Path) -> None:
+    """Even where PyTorch is installed, as it is beside these tests."""
+    script = (
+        "import sys\nfrom edge.cli import _run\n"
+        f"code = _run(['export', {str(pocket_checkpoint)!r}, {str(tmp_path / 'out')!r}])\n"
+        "assert 'torch' not in sys.modules, 'torch was imported'\nsys.exit(code)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "edge.json").is_file()

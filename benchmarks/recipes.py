@@ -10,11 +10,8 @@ Markdown is written beside the JSON. Each recipe runs in a process of its own.
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import json
 import multiprocessing
-import os
-import platform
 import resource
 import tempfile
 import time
@@ -24,6 +21,7 @@ from typing import Any
 import click
 import numpy as np
 
+from benchmarks.machine import machine, versions
 from edge.export.recipe import Recipe
 from edge.model.spec import GlmSpec
 
@@ -88,7 +86,15 @@ def main(text: Path, tokens: int, window: int, only: tuple[str, ...], out: Path)
             click.echo(f"{name} …", err=True)
             rows[name] = pool.apply(_measure, (folder, wanted[name], windows, reference, Path(scratch)))
             click.echo(f"  {_figures(rows[name])}", err=True)
-            _write(out, {"machine": _machine(), "versions": _versions(), "settings": settings, "rows": rows})
+            _write(
+                out,
+                {
+                    "machine": machine(),
+                    "versions": versions("openvino", "nncf", "numpy"),
+                    "settings": settings,
+                    "rows": rows,
+                },
+            )
 
 
 def _one_process_each() -> Any:
@@ -156,18 +162,6 @@ def _measure(folder: Path, recipe: Recipe, windows: Any, reference: Path, scratc
     }
 
 
-def _machine() -> dict[str, Any]:
-    model = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").is_file():
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
-    return {"cpu": model, "cores": os.cpu_count()}
-
-
-def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in ("openvino", "nncf", "numpy")}
-
-
 def _figures(row: dict[str, Any]) -> str:
     return (
         f"{row['bytes'] / 1e6:.1f} | {row['perplexity']:.2f} | {row['kl_mean']:.4f} | {row['kl_p99']:.2f} | "
@@ -179,12 +173,12 @@ def _figures(row: dict[str, Any]) -> str:
 def _write(out: Path, result: dict[str, Any]) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8", newline="\n")
-    settings, machine = result["settings"], result["machine"]
+    settings, where = result["settings"], result["machine"]
     lines = [
         "# Recipes on the pocket model",
         "",
         f"Perplexity, KL divergence to bf16 (nats) and top-1 agreement over the first {settings['tokens']:,} tokens of "
-        f"`{settings['text']}` in windows of {settings['window']}, f32. {machine['cpu']}, {machine['cores']} cores; "
+        f"`{settings['text']}` in windows of {settings['window']}, f32. {where['cpu']}, {where['cores']} cores; "
         + ", ".join(f"{name} {version}" for name, version in result["versions"].items())
         + ". Seconds are wall time on a shared machine, for compressing only, calibration included; memory is the "
         "process's peak until then. Made by `python -m benchmarks.recipes`; the settings of each row are in the JSON.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import secrets
 import shutil
@@ -12,10 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import platformdirs
+from filelock import FileLock, Timeout
 
 from edge.errors import OutputError
 
 HOME_VARIABLE = "GLM4_EDGE_HOME"
+_KEY_FILE = "partial.json"
 
 
 def home() -> Path:
@@ -40,28 +43,66 @@ def check_room(folder: Path, needed_bytes: int, purpose: str) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
+def new_folder(target: Path, *, key: str | None = None) -> Iterator[Path]:
     """Build a folder beside `target`; it takes the name only if the block ends well.
 
-    A folder that stood there is put aside during the swap and then deleted. Whatever ends the block
-    early, Ctrl-C included, leaves `target` as it was and nothing beside it.
+    A folder that stood there is put aside during the swap and then deleted. Whatever ends the block early
+    leaves `target` as it was and nothing beside it, with two exceptions: a killed process cannot clean
+    up, and with a `key` neither Ctrl-C does. What they leave, `.NAME.partial`, is taken up again by the
+    next block with the same target and key, and deleted by one with another.
 
     Raises:
-        OutputError: the place cannot be written, or the disk filled up.
+        OutputError: the place cannot be written, the disk filled up, or another process is at it.
     """
+    work = target.with_name(f".{target.name}.partial")
+    with _alone(target):
+        keep = False
+        try:
+            _take_up(work, key)
+            yield work
+            (work / _KEY_FILE).unlink(missing_ok=True)
+            _swap(work, target)
+        except KeyboardInterrupt:
+            keep = key is not None
+            raise
+        except OSError as error:
+            raise _unwritable(target, error) from error
+        finally:
+            if not keep:
+                shutil.rmtree(work, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """Hold a lock on `target`'s name; it lies in the cache, and a killed process holds it no longer."""
+    name = hashlib.sha256(str(target.absolute()).encode()).hexdigest()[:16]
+    lock = FileLock(home() / "locks" / f"{name}.lock")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+        Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise OutputError(
+            f"another process is writing {target}", hint="Wait until it is done, or name another folder."
+        ) from None
     except OSError as error:
         raise _unwritable(target, error) from error
     try:
-        yield work
-        work.chmod(0o755)  # mkdtemp made it private
-        _swap(work, target)
-    except OSError as error:
-        raise _unwritable(target, error) from error
+        yield
     finally:
+        with contextlib.suppress(OSError):  # Windows does not delete what is open
+            Path(lock.lock_file).unlink()
+        lock.release()
+
+
+def _take_up(work: Path, key: str | None) -> None:
+    """Leave `work` there if it was begun with the same key, else empty."""
+    path = work / _KEY_FILE
+    if key is None or not path.is_file() or path.read_text(encoding="utf-8") != key:
         shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+        if key is not None:
+            path.write_text(key, encoding="utf-8")
 
 
 def write_text(path: Path, text: str) -> None:

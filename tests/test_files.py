@@ -30,6 +30,47 @@ def test_an_old_folder_is_replaced_only_at_the_end(tmp_path: Path) -> None:
     assert names(tmp_path) == ["out"] and names(tmp_path / "out") == ["new"]
 
 
+@pytest.fixture(autouse=True)
+def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(files.HOME_VARIABLE, str(tmp_path_factory.mktemp("home")))
+
+
+def test_what_an_interrupted_block_leaves_is_taken_up_by_the_same_key(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), files.new_folder(tmp_path / "out", key="a") as work:
+        (work / "done").touch()
+        raise KeyboardInterrupt
+    assert names(tmp_path) == [".out.partial"]
+    with files.new_folder(tmp_path / "out", key="a") as work:
+        assert (work / "done").exists()
+    assert names(tmp_path) == ["out"] and names(tmp_path / "out") == ["done"]
+
+
+@pytest.mark.parametrize("key", ["b", None])
+def test_what_an_interrupted_block_leaves_is_deleted_by_another(tmp_path: Path, key: str | None) -> None:
+    with pytest.raises(KeyboardInterrupt), files.new_folder(tmp_path / "out", key="a") as work:
+        (work / "done").touch()
+        raise KeyboardInterrupt
+    with files.new_folder(tmp_path / "out", key=key) as work:
+        assert not (work / "done").exists()
+    assert names(tmp_path) == ["out"] and names(tmp_path / "out") == []
+
+
+def test_a_fault_is_not_an_interruption(tmp_path: Path) -> None:
+    with pytest.raises(ValueError), files.new_folder(tmp_path / "out", key="a") as work:
+        (work / "done").touch()
+        raise ValueError
+    assert names(tmp_path) == []
+
+
+def test_two_at_once_are_told_apart(tmp_path: Path) -> None:
+    with files.new_folder(tmp_path / "out"):
+        with pytest.raises(OutputError, match="another process is writing"), files.new_folder(tmp_path / "out"):
+            pass
+        with files.new_folder(tmp_path / "other"):
+            pass
+    assert names(tmp_path) == ["other", "out"]
+
+
 @pytest.mark.parametrize("fault", [KeyboardInterrupt, ValueError, OSError(28, "No space left on device")])
 def test_a_fault_leaves_the_old_state(tmp_path: Path, fault: BaseException) -> None:
     (tmp_path / "out").mkdir()

@@ -21,7 +21,7 @@ Progress = Callable[[str, int, int], None]
 
 # NNCF keeps one vector for each input it shows the model: the mean over the tokens. Many short pieces tell it more
 # than few long ones; each continues the one before it, so that the model still sees whole contexts.
-_WINDOW = 16
+_WINDOW = 8
 _CONTEXT = 512
 # Steps of NNCF's scale search; its default of 5 and 5 takes half as long again and gains nothing.
 _STEPS = 3
@@ -36,12 +36,14 @@ def compress(
     *,
     calibration: Sequence[list[int]] | None,
     progress: Progress,
+    part: bool = False,
 ) -> ov.Model:
     """The model with its weights in the recipe's format; the given model may be changed on the way.
 
     Args:
         calibration: token ids of texts, for recipes that need them (`Recipe.needs_calibration`).
         progress: called with the stage, how far it is, and how far it goes (0: unknown).
+        part: `model` is one layer of a larger one: its last matrix is no head, and gets 4 bits, too.
 
     Raises:
         RecipeError: the recipe needs calibration and got none, or a weight does not fit into fp16.
@@ -90,6 +92,7 @@ def compress(
             ratio=_ratio_of_the_rest(recipe, spec),
             backup_mode=nncf.BackupMode[recipe.backup.upper()],
             ignored_scope=_scope(kept) if recipe.backup == "none" else None,
+            all_layers=part or None,
             awq=recipe.awq or None,
             scale_estimation=recipe.scale_estimation or None,
             gptq=recipe.gptq or None,

@@ -17,10 +17,12 @@ import openvino as ov
 
 from edge import manifest
 from edge.errors import OutputError, VerificationError
-from edge.export import compress, verify
+from edge.export import streaming, verify
 from edge.export.calibration import calibration_samples
+from edge.export.compress import compress
 from edge.export.graph import build_model
 from edge.export.recipe import Recipe
+from edge.export.store import Store
 from edge.export.tokenize import export_tokenizer
 from edge.files import check_room, new_folder
 from edge.model import tokenizer as tokenizers
@@ -37,6 +39,7 @@ _COMPANIONS = ("config.json", "generation_config.json", "tokenizer.json", "token
                "special_tokens_map.json", "chat_template.jinja")  # fmt: skip
 _READ = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
          "chat_template.jinja")  # fmt: skip
+_WORTH_KEEPING = 1_000_000_000  # parameters; about half a minute of work
 _PACKAGES = ("openvino", "openvino-tokenizers", "nncf", "transformers", "numpy")
 
 
@@ -96,18 +99,25 @@ def run(job: Job, progress: Progress) -> manifest.Manifest:
         )
     proof_ids = calibration_samples(tokenizer, count=1, length=256, held_out=True)[0]
     checks = []
-    with new_folder(job.out) as work:
+    with new_folder(job.out, key=_key(job)) as work:
         progress("converting the tokenizer", 0, 0)
         checks.append(export_tokenizer(tokenizer, work))
         progress("checking the graph", 0, 0)
         checks.append(verify.check_graph(checkpoint, proof_ids[:48]))
-        model = build_model(spec, checkpoint.weight)
-        samples = calibration_samples(tokenizer) if recipe.needs_calibration else None
-        model = compress.compress(model, recipe, spec, calibration=samples, progress=progress)
-        progress("writing the model", 0, 0)
         model_file = work / manifest.MODEL_FILE
-        ov.save_model(model, model_file, compress_to_fp16=False)
-        del model
+        if recipe.needs_calibration:
+            model = build_model(spec, checkpoint.weight)
+            samples = calibration_samples(tokenizer)
+            model = compress(model, recipe, spec, calibration=samples, progress=progress)
+            progress("writing the model", 0, 0)
+            ov.save_model(model, model_file, compress_to_fp16=False)
+            del model
+        else:
+            parts = work / "parts"
+            streaming.write_model(
+                checkpoint, recipe, Store(parts, model_file.with_suffix(".bin")), model_file, progress
+            )
+            shutil.rmtree(parts)
         progress("proving the result", 0, 0)
         checks.append(verify.check_weights(model_file, recipe))
         checks.append(verify.check_fusions(model_file, spec))
@@ -118,6 +128,19 @@ def run(job: Job, progress: Progress) -> manifest.Manifest:
         result = _manifest(job, work, checks, tokenizer)
         result.write(work)
     return result
+
+
+def _key(job: Job) -> str | None:
+    """What an interrupted export must have in common with the next to be gone on with.
+
+    None where starting again costs less than what would be left lying about.
+    """
+    spec = job.checkpoint.spec
+    if job.recipe.needs_calibration or spec.parameter_count() < _WORTH_KEEPING:
+        return None
+    shards = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in job.checkpoint.shards]
+    versions = {name: importlib.metadata.version(name) for name in ("glm4-edge", "openvino", "nncf")}
+    return json.dumps([str(job.located.folder.absolute()), shards, repr(spec), job.recipe.to_dict(), versions])
 
 
 def _write_companions(job: Job, work: Path, tokenizer: Any) -> None:

@@ -48,12 +48,12 @@ def write_model(checkpoint: Checkpoint, recipe: Recipe, store: Store, model_file
     progress("compressing embedding and head", spec.num_layers, total)
     if not store.holds("ends"):
         ends = build_ends(spec, checkpoint.weight)
+        mapped: list[NDArray[Any]] = []
         if recipe.weights == "int8" or (recipe.weights == "int4" and recipe.backup != "none"):
             symmetric = recipe.symmetric if recipe.weights == "int8" else recipe.backup == "int8_sym"
             mapped = _compress_rows(ends, checkpoint, Recipe("int8", symmetric=symmetric), store)
-        else:
-            mapped = []
-            ends = compress(ends, recipe, spec, calibration=None, progress=_silent, part=True)
+        elif recipe.weights != "int4":
+            ends = compress(ends, recipe, spec, calibration=None, progress=_silent)
         _name_nodes(ends, "ends")
         store.keep(ends, "ends")
         del ends, mapped  # in this order: OpenVINO's constants do not keep Python's arrays alive
@@ -67,13 +67,13 @@ def write_model(checkpoint: Checkpoint, recipe: Recipe, store: Store, model_file
     store.write_xml(model, model_file)
 
 
-def _compress_rows(ends: ov.Model, checkpoint: Checkpoint, recipe: Recipe, store: Store) -> list[NDArray[np.uint8]]:
+def _compress_rows(ends: ov.Model, checkpoint: Checkpoint, recipe: Recipe, store: Store) -> list[NDArray[Any]]:
     """Put 8-bit embedding and head into `ends`, block by block, their bytes straight into the store.
 
     Returns the arrays that must outlive `ends`.
     """
     spec = checkpoint.spec
-    mapped = []
+    mapped: list[NDArray[Any]] = []
     for name in ("model.embed_tokens.weight", *(() if spec.tie_word_embeddings else ("lm_head.weight",))):
         weight = checkpoint.weight(name)
         small: dict[str, list[NDArray[Any]]] = defaultdict(list)

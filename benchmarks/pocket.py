@@ -102,7 +102,7 @@ def _speeds(folder: Path, repeats: int, new_tokens: int) -> dict[str, Any]:
     from edge.runtime.engine import Engine
 
     settings: dict[str, dict[str, Any]] = {"as chat runs it": {}, "OpenVINO's defaults": {}}
-    settings["OpenVINO's defaults"] = {"INFERENCE_PRECISION_HINT": "dynamic"}
+    settings["OpenVINO's defaults"] = {"INFERENCE_PRECISION_HINT": None}
     engines = {name: Engine.load(folder, "CPU", properties) for name, properties in settings.items()}
     words = (folder / "tokenizer.json").read_text(encoding="utf-8").split('"')
     words = [word for word in words if word.isascii() and word.isalpha()]

@@ -43,7 +43,7 @@ class Engine:
         Args:
             folder: what `glm4-edge export` made.
             device: CPU, GPU, GPU.n, NPU or AUTO.
-            properties: of the OpenVINO plugin, over those chosen for the device.
+            properties: of the OpenVINO plugin, over those chosen for the device; None leaves one to the plugin.
 
         Raises:
             ModelError: the folder holds no exported model, or a damaged one.
@@ -58,6 +58,7 @@ class Engine:
                 hint="Export the model again with --for npu, or choose another device.",
             )
         chosen = {**devices.default_properties(resolved, manifest), **(properties or {})}
+        chosen = {name: value for name, value in chosen.items() if value is not None}
 
         import openvino_genai
 

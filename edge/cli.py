@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from edge.errors import EdgeError, ModelError
 if TYPE_CHECKING:
     from edge.export.pipeline import Progress
     from edge.manifest import Manifest
+    from edge.runtime.engine import Engine
 
 DEBUG_VARIABLE = "GLM4_EDGE_DEBUG"
 TARGETS = ("cpu", "igpu", "npu")
@@ -118,18 +120,28 @@ def _export(
     return out, made
 
 
+def _sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say how tokens are drawn; the same for every way to talk to a model."""
+    options = (
+        click.option("--temperature", type=float, help="0 always takes the likeliest token; higher is more varied."),
+        click.option("--top-p", type=float, help="Draw from the likeliest tokens with this share of probability."),
+        click.option("--top-k", type=int, help="Draw from this many likeliest tokens."),
+        click.option("--repetition-penalty", type=float, help="Above 1: the model repeats itself less."),
+        click.option("--seed", type=int, help="The same seed and question give the same answer."),
+        click.option("--max-new-tokens", type=int, help="Longest answer; left out, what the context has room for."),
+        click.option("--stop", multiple=True, help="A text that ends the answer; may be given several times."),
+        click.option("--system", help="System prompt; left out, the model's chat template decides."),
+        click.option("--device", default="CPU", show_default=True, help="CPU, GPU, GPU.n, NPU or AUTO."),
+        click.option("--yes", is_flag=True, help="Export a model that is not exported yet without asking."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 @cli.command()
 @click.argument("model", default="pocket")
-@click.option("--device", default="CPU", show_default=True, help="CPU, GPU, GPU.n, NPU or AUTO.")
-@click.option("--system", help="System prompt; left out, the model's chat template decides.")
-@click.option("--temperature", type=float, help="0 always takes the likeliest token; higher is more varied.")
-@click.option("--top-p", type=float, help="Draw from the likeliest tokens that make up this share of probability.")
-@click.option("--top-k", type=int, help="Draw from this many likeliest tokens.")
-@click.option("--repetition-penalty", type=float, help="Above 1: the model repeats itself less.")
-@click.option("--seed", type=int, help="The same seed and question give the same answer.")
-@click.option("--max-new-tokens", type=int, help="Longest answer; left out, what the context has room for.")
-@click.option("--stop", multiple=True, help="A text that ends the answer; may be given several times.")
-@click.option("--yes", is_flag=True, help="Export a model that is not exported yet without asking.")
+@_sampling_options
 def chat(model: str, device: str, system: str | None, yes: bool, stop: tuple[str, ...], **sampling: Any) -> None:
     """Talk to MODEL in the terminal, or answer once what is piped in.
 
@@ -147,15 +159,60 @@ def chat(model: str, device: str, system: str | None, yes: bool, stop: tuple[str
       glm4-edge chat ./glm4-int4 --system "Answer in one sentence." < question.txt
     """
     from edge.messages import Sampling
-    from edge.runtime import devices
     from edge.runtime import sampling as samplings
     from edge.ui import terminal
 
     asked = Sampling(stop=stop, **sampling)
     samplings.check(asked)
+    with _loaded(model, device, yes=yes, read=lambda: None if sys.stdin.isatty() else terminal.read_prompt()) as (
+        engine,
+        prompt,
+    ):
+        if prompt is None:
+            terminal.run_chat(engine, sampling=asked, system=system)
+        else:
+            terminal.answer_once(engine, prompt, sampling=asked, system=system)
+
+
+@cli.command()
+@click.argument("model", default="pocket")
+@click.option("--port", type=click.IntRange(1, 65535), help="Left out, the first free one from 7860.")
+@_sampling_options
+def ui(
+    model: str, port: int | None, device: str, system: str | None, yes: bool, stop: tuple[str, ...], **sampling: Any
+) -> None:
+    """Talk to MODEL in the browser, on this machine alone.
+
+    Needs the extra 'ui': pip install "glm4-edge[ui]". Prints the page's address; Ctrl-C ends it.
+
+    \b
+    Examples:
+      glm4-edge ui pocket
+      glm4-edge ui ./glm4-int4 --port 8000 --temperature 0.6
+    """
+    from edge.messages import Sampling
+    from edge.runtime import sampling as samplings
+    from edge.ui import web
+
+    web.require()
+    asked = Sampling(stop=stop, **sampling)
+    samplings.check(asked)
+    with _loaded(model, device, yes=yes, read=lambda: None) as (engine, _):
+        click.echo(web.serve(web.build(engine, asked, system), port=port, wait=False))
+        _say("Ctrl-C ends it.")
+        threading.Event().wait()
+
+
+@contextmanager
+def _loaded(
+    model: str, device: str, *, yes: bool, read: Callable[[], str | None]
+) -> Iterator[tuple[Engine, str | None]]:
+    """The model on the device, and the piped prompt if there is one: bad input is met before the loading."""
+    from edge.runtime import devices
+
     resolved = devices.resolve(device)
-    prompt = None if sys.stdin.isatty() else terminal.read_prompt()
-    folder = _exported(model, resolved, yes=yes, interactive=prompt is None)
+    prompt = read()
+    folder = _exported(model, resolved, yes=yes, interactive=sys.stdin.isatty())
 
     from edge.runtime.engine import Engine
 
@@ -163,10 +220,7 @@ def chat(model: str, device: str, system: str | None, yes: bool, stop: tuple[str
         progress(f"loading {folder.name}", 0, 0)
         engine = Engine.load(folder, resolved)
     with engine:
-        if prompt is None:
-            terminal.run_chat(engine, sampling=asked, system=system)
-        else:
-            terminal.answer_once(engine, prompt, sampling=asked, system=system)
+        yield engine, prompt
 
 
 def _exported(model: str, device: str, *, yes: bool, interactive: bool) -> Path:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -139,11 +141,18 @@ def pocket_checkpoint() -> Path:
 
 @pytest.fixture(scope="session")
 def pocket_dir(pocket_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The pocket model exported with the default recipe, by the command a user types."""
-    from edge.cli import _run
+    """The pocket model exported with the default recipe, by the command a user types.
 
+    In a process of its own that does not survive an import of PyTorch, which is installed beside the tests.
+    """
     out = tmp_path_factory.mktemp("pocket") / "int4"
-    assert _run(["export", "pocket", str(out)]) == 0
+    script = (
+        "import sys\nfrom edge.cli import _run\n"
+        f"code = _run(['export', 'pocket', {str(out)!r}])\n"
+        "sys.exit('torch was imported' if sys.modules.get('torch') else code)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
     return out
 
 

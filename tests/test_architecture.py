@@ -30,6 +30,7 @@ ONLY = {
     "nncf": {"export/compress.py"},
     "openvino_tokenizers": {"export/tokenize.py", "export/whole_pieces.py"},
     "torch": set(),
+    "gradio": {"ui/web.py"},
 }
 
 
@@ -70,7 +71,7 @@ def test_the_arrows_test_sees_a_wrong_arrow(tmp_path: Path) -> None:
     assert imports(source) == ["edge.export.graph", "edge.runtime.engine"]
 
 
-HELPS = [[], ["export"], ["chat"]]
+HELPS = [[], ["export"], ["chat"], ["ui"]]
 LIGHT = {"edge", "click", "colorama"}
 
 

@@ -1,0 +1,77 @@
+"""A small chat in the browser. The only importer of gradio."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from edge.errors import EdgeError, MissingExtraError
+from edge.messages import Message, Role, Sampling
+from edge.runtime.interface import ChatEngine
+
+_ROLES: dict[str, Role] = {"user": "user", "assistant": "assistant"}
+
+
+def require() -> None:
+    """Find out early, before a model is loaded, whether gradio is there.
+
+    Raises:
+        MissingExtraError: it is not.
+    """
+    if importlib.util.find_spec("gradio") is None:
+        raise MissingExtraError("gradio", "ui")
+
+
+def build(engine: ChatEngine, sampling: Sampling, system: str | None) -> Any:
+    """The page, a `gradio.Blocks`: one conversation for each visitor, answers streamed, a stop button."""
+    require()
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read on import: gradio reports usage to its makers otherwise
+    import gradio
+
+    def answer(message: str, history: Sequence[dict[str, Any]]) -> Iterator[str]:
+        messages = [Message("system", system)] if system else []
+        messages += [Message(_ROLES[turn["role"]], _text(turn["content"])) for turn in history]
+        messages.append(Message("user", message))
+        said = ""
+        try:
+            with contextlib.closing(engine.stream(messages, sampling)) as chunks:
+                for chunk in chunks:
+                    said += chunk.text
+                    yield said
+        except EdgeError as error:
+            raise gradio.Error(str(error), duration=None, print_exception=False) from error
+
+    return gradio.ChatInterface(
+        answer,
+        title="glm4-edge",
+        description=f"{engine.name} on {engine.device}",
+        analytics_enabled=False,
+        flagging_mode="never",
+        api_name="chat",
+        concurrency_limit=1,
+    )
+
+
+def serve(page: Any, *, port: int | None, wait: bool = True) -> str:
+    """Serve the page on this machine alone, and return its address; with `wait`, when it ends.
+
+    `port` None takes the first free one from 7860.
+    """
+    import gradio
+
+    theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    _, address, _ = page.launch(
+        server_name="127.0.0.1", server_port=port, share=False, quiet=True, theme=theme, prevent_thread_lock=not wait,
+        footer_links=[], ssr_mode=False, show_error=True,
+    )  # fmt: skip
+    return str(address)
+
+
+def _text(content: Any) -> str:
+    """A turn's text; gradio hands it over as a list of parts."""
+    if isinstance(content, str):
+        return content
+    return "".join(part.get("text") or "" for part in content if isinstance(part, dict))

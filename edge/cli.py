@@ -5,10 +5,12 @@ Nothing heavier than click is imported before a command runs.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import sys
-import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,9 +20,9 @@ import click
 
 from edge import __version__
 from edge.errors import EdgeError, ModelError
+from edge.report import progress_lines, summary
 
 if TYPE_CHECKING:
-    from edge.export.pipeline import Progress
     from edge.manifest import Manifest
     from edge.runtime.engine import Engine
 
@@ -46,7 +48,7 @@ def cli() -> None:
     """
 
 
-@cli.command()
+@cli.command(short_help="Turn a checkpoint into an OpenVINO model.")
 @click.argument("model")
 @click.argument("out", required=False, type=click.Path(path_type=Path))
 @click.option(
@@ -55,7 +57,7 @@ def cli() -> None:
     type=click.Choice(TARGETS),
     default="cpu",
     show_default=True,
-    help="Device the recipe is chosen for; the NPU takes only some.",
+    help="Device the recipe is chosen for. The NPU takes symmetric int4 only.",
 )
 @click.option(
     "--weights",
@@ -82,8 +84,9 @@ def export(
     result goes to the cache, where `glm4-edge chat MODEL` finds it.
 
     Options left out are chosen for the device and the model's size. The result is checked against the
-    checkpoint before it takes its name: an export that ends early leaves nothing behind. An earlier
-    export in OUT is replaced.
+    checkpoint before it takes its name: an export that ends early leaves nothing behind, or, of a large
+    model, a folder .OUT.partial that the same command goes on with. An earlier export in OUT is replaced;
+    a folder with other files in it is refused.
 
     \b
     Examples:
@@ -94,10 +97,12 @@ def export(
     """  # fmt: skip
     folder, made = _export(model, out, target=target, weights=weights, revision=revision, overrides=overrides)
     if as_json:
-        click.echo(json.dumps({"folder": str(folder), **made.model_dump(mode="json")}, indent=2, ensure_ascii=False))
+        click.echo(json.dumps({"folder": str(folder), **made.model_dump(mode="json")}, indent=2))
     else:
-        _say(_summary(made))
-        click.echo(folder)
+        _say(summary(made))
+        _say(f"Talk to it: glm4-edge chat {folder if out else model}")
+        encoding = sys.stdout.encoding or "utf-8"
+        click.echo(str(folder).encode(encoding, "backslashreplace").decode(encoding))
 
 
 def _export(
@@ -107,15 +112,21 @@ def _export(
     from edge.export import pipeline
     from edge.export.recipe import Recipe
     from edge.model import hub
+    from edge.model.spec import GlmSpec
 
-    out = out or default_folder(model, target, weights)
+    out = (out or default_folder(model, target, weights)).expanduser()
     pipeline.check_output(out)
-    with _without_torch(), _progress() as progress:
-        located = hub.locate(model, revision=revision, progress=progress)
-        job = pipeline.plan(
-            located, out, target=target,
-            make_recipe=lambda spec: Recipe.for_target(target, spec, weights=weights, **overrides or {}),
-        )  # fmt: skip
+
+    def make_recipe(spec: GlmSpec) -> Recipe:
+        return Recipe.for_target(target, spec, weights=weights, **overrides or {})
+
+    def check(folder: Path) -> None:
+        spec = GlmSpec.from_folder(folder)
+        make_recipe(spec).check(spec, target)
+
+    with _without_torch(), progress_lines() as progress:
+        located = hub.locate(model, revision=revision, progress=progress, check=check)
+        job = pipeline.plan(located, out, target=target, make_recipe=make_recipe)
         made = pipeline.run(job, progress)
     return out, made
 
@@ -198,9 +209,10 @@ def ui(
     asked = Sampling(stop=stop, **sampling)
     samplings.check(asked)
     with _loaded(model, device, yes=yes, read=lambda: None) as (engine, _):
-        click.echo(web.serve(web.build(engine, asked, system), port=port, wait=False))
+        click.echo(web.serve(web.build(engine, asked, system), port=port))
         _say("Ctrl-C ends it.")
-        threading.Event().wait()
+        while True:  # in pieces: Windows does not interrupt one long wait
+            time.sleep(1)
 
 
 @contextmanager
@@ -216,7 +228,7 @@ def _loaded(
 
     from edge.runtime.engine import Engine
 
-    with _progress() as progress:
+    with progress_lines() as progress:
         progress(f"loading {folder.name}", 0, 0)
         engine = Engine.load(folder, resolved)
     with engine:
@@ -225,13 +237,15 @@ def _loaded(
 
 def _exported(model: str, device: str, *, yes: bool, interactive: bool) -> Path:
     """The folder of the exported `model`, made now if it was not yet and the user agrees."""
-    from edge.manifest import FILE_NAME
+    from edge.manifest import FILE_NAME, MODEL_FILE, Manifest
     from edge.model import hub, pocket
 
     given = Path(model).expanduser()
     if (given / FILE_NAME).is_file():
         return given
-    is_checkpoint = (given / "config.json").is_file() and not (given / "openvino_model.xml").is_file()
+    is_checkpoint = (given / "config.json").is_file()
+    if (given / MODEL_FILE).is_file():
+        Manifest.read(given)  # says what is missing
     if model != pocket.NAME and not hub.is_repository(model) and not is_checkpoint:
         raise ModelError(
             f"{model} is no exported model and no checkpoint",
@@ -244,14 +258,15 @@ def _exported(model: str, device: str, *, yes: bool, interactive: bool) -> Path:
         return folder
     what = _cost(model, target)
     if interactive and not yes:
-        click.confirm(f"{model} is not exported yet ({what}). Export it now?", default=True, abort=True, err=True)
+        if not click.confirm(f"{model} is not exported yet ({what}). Export it now?", default=True, err=True):
+            raise ModelError(f"{model} is not exported", hint=f"Later: glm4-edge export {model} --for {target}")
     elif model != pocket.NAME and not yes:
         raise ModelError(
             f"{model} is not exported yet", hint=f"Run: glm4-edge export {model} --for {target}, or add --yes."
         )
     else:
         _say(f"{model} is not exported yet; doing that first ({what}).")
-    _say(_summary(_export(model, folder, target=target)[1]))
+    _say(summary(_export(model, folder, target=target)[1]))
     return folder
 
 
@@ -301,63 +316,14 @@ def default_folder(model: str, target: str, weights: str = "int4") -> Path:
     return home() / "models" / f"{name}-{weights}-{target}"
 
 
-def _summary(made: Manifest) -> str:
-    size = sum(made.bytes.values())
-    lines = [f"{made.source.model}: {made.architecture.parameters / 1e6:,.0f}M parameters in {size / 1e6:,.0f} MB"]
-    if made.source.description:
-        lines.append(made.source.description)
-    for check in made.checks:
-        figures = ", ".join(f"{key} {_short(value)}" for key, value in check.figures.items())
-        lines.append(f"  checked {check.name}: {figures}")
-    return "\n".join(lines)
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, dict):
-        return "(" + ", ".join(f"{key} {_short(item)}" for key, item in value.items()) + ")"
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
 def _say(text: str) -> None:
     click.echo(text, err=True)
 
 
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    """A live line for each stage on a terminal, a plain line for each in a log; always on stderr."""
-    if not sys.stderr.isatty():
-        seen: list[str] = []
-
-        def plain(stage: str, done: int, total: int) -> None:
-            if not seen or seen[-1] != stage:
-                seen.append(stage)
-                _say(f"{stage} …")
-
-        yield plain
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
-
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=30), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=False) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def live(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                for task in tasks.values():  # the stage before is over
-                    bars.update(task, total=1, completed=1)
-                tasks[stage] = bars.add_task(stage, total=None)
-            bars.update(tasks[stage], total=total or None, completed=done)
-
-        yield live
-        for task in tasks.values():
-            bars.update(task, total=1, completed=1)
-
-
 def main(argv: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 a fault, 2 wrong usage, 130 interrupted."""
+    with contextlib.suppress(ValueError):  # not the main thread: then somebody else minds signals
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that it cleans up as Ctrl-C does
     sys.exit(_run(argv))
 
 
@@ -369,6 +335,12 @@ def _run(argv: list[str] | None) -> int:
             raise
         _say(f"Error: {error.message}.\n{error.hint}")
         return error.exit_code
+    except PermissionError as error:
+        from edge.files import HOME_VARIABLE
+
+        _say(f"Error: {error.filename or 'a file'} may not be read or written ({error.strerror}).\n"
+             f"Mend its permissions; if it is the cache, {HOME_VARIABLE} names another.")  # fmt: skip
+        return 1
     except click.ClickException as error:
         error.show()
         return error.exit_code

@@ -8,8 +8,7 @@ import hashlib
 import os
 import secrets
 import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import platformdirs
@@ -18,7 +17,8 @@ from filelock import FileLock, Timeout
 from edge.errors import OutputError
 
 HOME_VARIABLE = "GLM4_EDGE_HOME"
-_KEY_FILE = "partial.json"
+PARTIAL_KEY = "partial.json"
+"""Lies in an unfinished folder and says of what."""
 
 
 def home() -> Path:
@@ -43,29 +43,47 @@ def check_room(folder: Path, needed_bytes: int, purpose: str) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(target: Path, *, key: str | None = None) -> Iterator[Path]:
+def new_folder(
+    target: Path, *, key: str | None = None, may_replace: Callable[[Path], None] = lambda target: None
+) -> Iterator[Path]:
     """Build a folder beside `target`; it takes the name only if the block ends well.
 
     A folder that stood there is put aside during the swap and then deleted. Whatever ends the block early
     leaves `target` as it was and nothing beside it, with two exceptions: a killed process cannot clean
-    up, and with a `key` neither Ctrl-C does. What they leave, `.NAME.partial`, is taken up again by the
-    next block with the same target and key, and deleted by one with another.
+    up, and with a `key` neither Ctrl-C nor a full disk does. What they leave, `.NAME.partial`, is taken up
+    again by the next block with the same target and key, and deleted by one with another.
+
+    Args:
+        may_replace: called before the work and again before the swap; raises if what stands at `target`
+            is not to be replaced.
 
     Raises:
         OutputError: the place cannot be written, the disk filled up, or another process is at it.
     """
-    work = target.with_name(f".{target.name}.partial")
+    target = target.expanduser().resolve()
+    if target == Path.cwd() or target in Path.cwd().parents:
+        raise OutputError(
+            f"{target} is the folder you are in, or one around it", hint="Name a folder that does not exist yet."
+        )
+    work, aside = (target.with_name(f".{target.name}.{ending}") for ending in ("partial", "old"))
     with _alone(target):
         keep = False
         try:
+            if aside.exists() and not target.exists():  # a process was killed between two renames
+                aside.rename(target)
+            may_replace(target)
             _take_up(work, key)
             yield work
-            (work / _KEY_FILE).unlink(missing_ok=True)
-            _swap(work, target)
-        except KeyboardInterrupt:
+            (work / PARTIAL_KEY).unlink(missing_ok=True)
+            may_replace(target)
+            _swap(work, target, aside)
+        except (KeyboardInterrupt, SystemExit):
             keep = key is not None
             raise
         except OSError as error:
+            keep = key is not None
+            if error.errno != errno.ENOSPC and not _is_about(error, target.parent):
+                raise
             raise _unwritable(target, error) from error
         finally:
             if not keep:
@@ -75,7 +93,7 @@ def new_folder(target: Path, *, key: str | None = None) -> Iterator[Path]:
 @contextlib.contextmanager
 def _alone(target: Path) -> Iterator[None]:
     """Hold a lock on `target`'s name; it lies in the cache, and a killed process holds it no longer."""
-    name = hashlib.sha256(str(target.absolute()).encode()).hexdigest()[:16]
+    name = hashlib.sha256(str(target).encode()).hexdigest()[:16]
     lock = FileLock(home() / "locks" / f"{name}.lock")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -97,7 +115,7 @@ def _alone(target: Path) -> Iterator[None]:
 
 def _take_up(work: Path, key: str | None) -> None:
     """Leave `work` there if it was begun with the same key, else empty."""
-    path = work / _KEY_FILE
+    path = work / PARTIAL_KEY
     if key is None or not path.is_file() or path.read_text(encoding="utf-8") != key:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
@@ -119,20 +137,22 @@ def write_text(path: Path, text: str) -> None:
         raise _unwritable(path, error) from error
 
 
-def _swap(work: Path, target: Path) -> None:
-    aside = None
-    if target.exists():
-        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
-        target.rename(aside / "old")
+def _swap(work: Path, target: Path, aside: Path) -> None:
+    shutil.rmtree(aside, ignore_errors=True)
     try:
+        if target.exists():
+            target.rename(aside)
         work.rename(target)
-    except OSError:
-        if aside is not None:
-            (aside / "old").rename(target)
-            aside.rmdir()
+    except BaseException:  # Ctrl-C, too, must find the old state
+        if aside.exists() and not target.exists():
+            aside.rename(target)
         raise
-    if aside is not None:
-        shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _is_about(error: OSError, folder: Path) -> bool:
+    """Whether the error names something in `folder`, or nothing at all."""
+    return error.filename is None or Path(str(error.filename)).absolute().is_relative_to(folder)
 
 
 def _unwritable(target: Path, error: OSError) -> OutputError:

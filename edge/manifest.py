@@ -96,12 +96,21 @@ class Manifest(_Section):
                 hint="Export the model again, or update glm4-edge.",
             )
         for name, size in manifest.bytes.items():
-            if not _has_size(folder / name, size):
+            # What a user may edit (generation_config.json, the chat template) is not held to its size.
+            if name.startswith("openvino_") and not _has_size(folder / name, size):
                 raise ModelError(
                     f"{folder} is damaged: {name} is missing or does not have its {size:,} bytes",
                     hint="Export the model again.",
                 )
         return manifest
+
+
+def files_of(folder: Path) -> set[str]:
+    """Names of the files that an export wrote into `folder`; empty where there was none."""
+    try:
+        return {FILE_NAME, *Manifest.model_validate_json((folder / FILE_NAME).read_bytes()).bytes}
+    except (OSError, ValidationError):
+        return set()
 
 
 def _has_size(path: Path, size: int) -> bool:

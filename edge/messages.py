@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
 Role = Literal["system", "user", "assistant", "observation"]
 FinishReason = Literal["stop", "length", "cancelled"]
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how far it is, and how far it goes (0: unknown)."""
 
 
 @dataclass(frozen=True)

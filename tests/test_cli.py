@@ -99,14 +99,57 @@ def test_no_room_on_the_disk(
 def test_a_disk_that_fills_up_on_the_way(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """OpenVINO does not say that the disk is full; it says "iostream error" (seen on a real small disk)."""
     folder = write_checkpoint(tmp_path / "c", vocab_size=320)
 
     def full(*args: object, **kwargs: object) -> None:
-        raise OSError(28, "No space left on device")
+        monkeypatch.setattr("edge.files.shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+        raise RuntimeError("basic_ios::clear: iostream error")
 
-    monkeypatch.setattr("edge.export.pipeline.ov.save_model", full)
+    monkeypatch.setattr("edge.export.tokenize.ov.save_model", full)
     fails(capsys, "export", str(folder), str(tmp_path / "out"), code=1, said="the disk filled up")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["c"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c", "home"]
+
+
+def test_an_earlier_export_with_files_of_the_users_is_not_replaced(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = write_checkpoint(tmp_path / "c", vocab_size=320, hidden_size=64, intermediate_size=128, head_dim=16)
+    command = ["export", str(folder), str(tmp_path / "out"), "--weights", "bf16"]
+    assert _run(command) == 0
+    capsys.readouterr()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    fails(capsys, *command, code=1, said="holds something else (notes.txt)")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "edge.json").write_text('{"app": "mine"}')
+    command[2] = str(tmp_path / "mine")
+    fails(capsys, *command, code=1, said="holds something else (edge.json)")
+
+
+@pytest.mark.parametrize("out", [".", "..", "x/.."])
+def test_the_folder_one_is_in_is_not_replaced(
+    out: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_checkpoint(tmp_path / "c", vocab_size=320, hidden_size=64, intermediate_size=128, head_dim=16)
+    (tmp_path / "here" / "x").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "here" / "x").rmdir()
+    assert _run(["export", str(folder), out]) == 1
+    err = capsys.readouterr().err
+    assert "is the folder you are in" in err or "holds something else" in err
+
+
+def test_a_path_under_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    fails(capsys, "export", "pocket", str(tmp_path / "file" / "out"), code=1, said=f"{tmp_path / 'file'} is a file")
+
+
+def test_bf16_from_another_format_is_refused_at_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from tests.model.test_checkpoint import edit_header
+
+    folder = write_checkpoint(tmp_path / "c", vocab_size=320)
+    edit_header(folder / "model.safetensors", "model.embed_tokens.weight", dtype="F16")
+    fails(capsys, "export", str(folder), str(tmp_path / "out"), "--weights", "bf16", code=1 + 1, said="is in F16")
 
 
 def test_an_unknown_option_value_is_usage(capsys: pytest.CaptureFixture[str]) -> None:
@@ -126,7 +169,7 @@ def test_an_export_says_what_it_proved(capsys: pytest.CaptureFixture[str], tmp_p
     }  # fmt: skip
     assert "proving the result" in err
     assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == [1, 2]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["c", "out"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c", "home", "out"]
 
 
 def test_an_earlier_export_is_replaced(tmp_path: Path) -> None:
@@ -160,7 +203,7 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path, stage: str) -> None:
     child.send_signal(signal.SIGINT)
     assert child.wait(timeout=30) == 130
     assert "Interrupted" in child.stderr.read()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["c"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c", "home"]
 
 
 def test_exports_by_name_have_one_place_each(tmp_path: Path) -> None:

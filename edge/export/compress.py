@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,8 @@ from openvino import opset13 as ops
 
 from edge.errors import RecipeError
 from edge.export.recipe import Recipe, layer_weights, matrices
+from edge.messages import Progress
 from edge.model.spec import GlmSpec
-
-Progress = Callable[[str, int, int], None]
 
 # NNCF keeps one vector for each input it shows the model: the mean over the tokens. Many short pieces tell it more
 # than few long ones; each continues the one before it, so that the model still sees whole contexts.
@@ -25,6 +23,16 @@ _WINDOW = 8
 _CONTEXT = 512
 # Steps of NNCF's scale search; its default of 5 and 5 takes half as long again and gains nothing.
 _STEPS = 3
+# NNCF's names for what it does, in the user's words.
+_STAGES = {
+    "Applying Weight Compression": "compressing",
+    "Statistics collection": "running over calibration text",
+    "Mixed-Precision assignment": "choosing what stays in 8 bits",
+    "Applying data-free AWQ": "balancing channels (AWQ)",
+    "Applying AWQ": "balancing channels (AWQ)",
+    "Applying Scale Estimation": "fitting the scales",
+    "Applying GPTQ": "rounding column by column (GPTQ)",
+}
 _F16_MAX = float(np.finfo(np.float16).max)
 _FLOATS = (ov.Type.bf16, ov.Type.f32)
 
@@ -56,7 +64,6 @@ def compress(
         raise RecipeError(
             "the recipe chooses by calibration, and there is no calibration text", hint="Use a recipe without it."
         )
-    os.environ["NNCF_CI"] = "1"  # read on import: NNCF reports usage to its makers otherwise
     import nncf
     from nncf.quantization.advanced_parameters import (
         AdvancedAWQParameters,
@@ -82,7 +89,7 @@ def compress(
         if recipe.needs_calibration:
             options["dataset"] = nncf.Dataset(pieces)
             options["subset_size"] = len(pieces)
-        if recipe.selects:
+        if recipe.selects and not recipe.by_weights:
             # The best of NNCF's five on the pocket model: it finds the matrices that see outliers.
             options["sensitivity_metric"] = nncf.SensitivityMetric.MAX_ACTIVATION_VARIANCE
         return nncf.compress_weights(
@@ -209,7 +216,7 @@ def _quiet(progress: Progress) -> Iterator[None]:
         start(self, *args, **{**kwargs, "disable": True})
 
     def iterate_aloud(self: Any) -> Iterator[Any]:
-        stage = self.description[:1].lower() + self.description[1:]
+        stage = _STAGES.get(self.description, self.description.lower())
         total = len(self.sequence) if hasattr(self.sequence, "__len__") else int(self.total or 0)
         for done, item in enumerate(self.sequence):
             progress(stage, done, total)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import importlib.metadata
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import Any
 import openvino as ov
 
 from edge import manifest
-from edge.errors import OutputError, VerificationError
+from edge.errors import OutputError, RecipeError, VerificationError
 from edge.export import streaming, verify
 from edge.export.calibration import calibration_samples
 from edge.export.compress import compress
@@ -24,21 +26,22 @@ from edge.export.graph import build_model
 from edge.export.recipe import Recipe
 from edge.export.store import Store
 from edge.export.tokenize import export_tokenizer
-from edge.files import check_room, new_folder
+from edge.export.verify_parts import check_parts
+from edge.files import PARTIAL_KEY, check_room, new_folder
+from edge.messages import Progress
 from edge.model import tokenizer as tokenizers
 from edge.model.checkpoint import Checkpoint
 from edge.model.hub import Located
 from edge.model.layouts import glm_config
 from edge.model.spec import read_json
 
-Progress = Callable[[str, int, int], None]
-"""Called with the stage, how far it is, and how far it goes (0: unknown)."""
-
 # Kept beside the IR so that the folder also serves transformers, optimum-intel and GenAI.
 _COMPANIONS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
                "special_tokens_map.json", "chat_template.jinja")  # fmt: skip
 _READ = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
          "chat_template.jinja")  # fmt: skip
+_PARTS = "parts"
+_FULL_BYTES = 64_000_000  # a write of OpenVINO's that fails with less than this left failed for want of it
 _WORTH_KEEPING = 1_000_000_000  # parameters; about half a minute of work
 _PACKAGES = ("openvino", "openvino-tokenizers", "nncf", "transformers", "numpy")
 
@@ -67,6 +70,11 @@ def plan(located: Located, out: Path, *, target: str, make_recipe: Callable[[Any
     checkpoint = Checkpoint(located.folder)
     recipe = make_recipe(checkpoint.spec)
     recipe.check(checkpoint.spec, target)
+    source = checkpoint.weight("model.embed_tokens.weight").dtype
+    if recipe.weights == "bf16" and source != "BF16":
+        raise RecipeError(
+            f"bf16 was asked for, but the checkpoint is in {source}", hint="Ask for fp16, int8 or int4 weights."
+        )
     stop_ids = tokenizers.stop_ids(located.folder, checkpoint.spec)
     check_room(out, int(1.1 * recipe.estimated_bytes(checkpoint.spec)) + 20_000_000, f"the export to {out}")
     return Job(located, checkpoint, recipe, target, out, stop_ids)
@@ -74,12 +82,17 @@ def plan(located: Located, out: Path, *, target: str, make_recipe: Callable[[Any
 
 def check_output(out: Path) -> None:
     """Refuse a place that holds something other than an earlier export."""
-    if out.is_file():
-        raise OutputError(f"{out} is a file", hint="Name a folder that does not exist yet.")
-    if out.is_dir() and any(out.iterdir()) and not (out / manifest.FILE_NAME).is_file():
+    for path in (out, *out.absolute().parents):
+        if path.is_file():
+            raise OutputError(f"{path} is a file", hint="Name a folder that does not exist yet.")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    ours = manifest.files_of(out)
+    others = sorted(path.name for path in out.iterdir() if path.name not in ours)
+    if others:
         raise OutputError(
-            f"{out} exists and holds something else (no {manifest.FILE_NAME} in it)",
-            hint="Name a folder that does not exist yet, or an earlier export to replace.",
+            f"{out} exists and holds something else ({others[0]})",
+            hint="Name a folder that does not exist yet, or an earlier export with no files of yours in it.",
         )
 
 
@@ -99,7 +112,7 @@ def run(job: Job, progress: Progress) -> manifest.Manifest:
         )
     proof_ids = calibration_samples(tokenizer, count=1, length=256, held_out=True)[0]
     checks = []
-    with new_folder(job.out, key=_key(job)) as work:
+    with new_folder(job.out, key=_key(job), may_replace=check_output) as work, _full_disk_is_told(work):
         progress("converting the tokenizer", 0, 0)
         checks.append(export_tokenizer(tokenizer, work))
         progress("checking the graph", 0, 0)
@@ -113,21 +126,32 @@ def run(job: Job, progress: Progress) -> manifest.Manifest:
             ov.save_model(model, model_file, compress_to_fp16=False)
             del model
         else:
-            parts = work / "parts"
+            parts = work / _PARTS
             streaming.write_model(
                 checkpoint, recipe, Store(parts, model_file.with_suffix(".bin")), model_file, progress
             )
-            shutil.rmtree(parts)
         progress("proving the result", 0, 0)
-        checks.append(verify.check_weights(model_file, recipe))
+        checks.append(verify.check_weights(model_file, recipe, spec))
         checks.append(verify.check_fusions(model_file, spec))
         compression = verify.check_compression(model_file, checkpoint, proof_ids)
-        checks += [compression] if compression else []
+        checks.append(compression or check_parts(model_file, checkpoint, verify.EXACT))
         _write_companions(job, work, tokenizer)
         progress("hashing the checkpoint", 0, 0)
         result = _manifest(job, work, checks, tokenizer)
         result.write(work)
+        shutil.rmtree(work / _PARTS, ignore_errors=True)  # until here an interrupted export could go on from them
     return result
+
+
+@contextlib.contextmanager
+def _full_disk_is_told(folder: Path) -> Iterator[None]:
+    """OpenVINO says of a full disk "basic_ios::clear: iostream error"; say what it is."""
+    try:
+        yield
+    except RuntimeError as error:
+        if shutil.disk_usage(folder).free < _FULL_BYTES:
+            raise OSError(errno.ENOSPC, "No space left on device") from error
+        raise
 
 
 def _key(job: Job) -> str | None:
@@ -193,7 +217,11 @@ def _manifest(job: Job, work: Path, checks: list[manifest.Check], tokenizer: Any
         stop_ids=job.stop_ids,
         stop_tokens=[str(tokenizer.convert_ids_to_tokens(item)) for item in job.stop_ids],
         versions=versions,
-        bytes={path.name: path.stat().st_size for path in sorted(work.iterdir())},
+        bytes={
+            path.name: path.stat().st_size
+            for path in sorted(work.iterdir())
+            if path.is_file() and path.name != PARTIAL_KEY
+        },
         checks=checks,
     )
 

@@ -47,13 +47,15 @@ class Recipe:
     """Scale the channels of down_proj's input before rounding (NNCF's AWQ), from the weights alone."""
     scale_estimation: bool = False
     """Choose scales that keep the layer's output, over calibration text, rather than its weights."""
+    by_weights: bool = False
+    """Choose what stays out of 4 bits, layer by layer, from the weights alone: no calibration, little memory."""
     gptq: bool = False
     """Round column by column, each making up for the errors before it, over calibration text."""
 
     @property
     def needs_calibration(self) -> bool:
         """Whether the model has to be run over calibration text."""
-        return self.scale_estimation or self.gptq or self.selects
+        return self.scale_estimation or self.gptq or (self.selects and not self.by_weights)
 
     @property
     def selects(self) -> bool:
@@ -81,7 +83,10 @@ class Recipe:
             )  # fmt: skip
         else:
             # Data-free: calibrating 9B as a whole would hold it and its activations in memory.
-            recipe = cls("int4", group_size=_largest_group(spec, 128), symmetric=True, backup="int8_asym", awq=True)
+            recipe = cls(
+                "int4", group_size=_largest_group(spec, 128), symmetric=True, backup="int8_asym", awq=True,
+                by_weights=True,
+            )  # fmt: skip
         if given.get("ratio") == 1:
             recipe = dataclasses.replace(recipe, always_backup=())
         return dataclasses.replace(recipe, **given)
@@ -92,14 +97,17 @@ class Recipe:
         Raises:
             RecipeError: with the value that was wrong and the way out.
         """
-        if not 0 <= self.ratio <= 1:
-            raise RecipeError(f"the ratio {self.ratio} is no share", hint="Give a number from 0 to 1.")
+        if not 0 < self.ratio <= 1:
+            raise RecipeError(
+                f"the ratio {self.ratio} is no share of weights in 4 bits",
+                hint="Give a number above 0, up to 1; for none at all there is --weights int8.",
+            )
+        if target == "npu":
+            self._check_npu()
         if self.weights != "int4":
             self._check_plain()
             return
         self._check_groups(spec)
-        if target == "npu":
-            self._check_npu()
         kept = sum(size for kind, size in matrices(spec) if kind in self.always_backup)
         room = (1 - self.ratio) * layer_weights(spec)
         if kept > room:
@@ -153,17 +161,23 @@ class Recipe:
     def _check_groups(self, spec: GlmSpec) -> None:
         if self.group_size == -1:
             return
+        common = _common_groups(spec)
+        if self.group_size in common:
+            return
+        hint = "Group sizes that fit this model: " + "".join(f"{group}, " for group in common)
+        hint += "or -1 (one scale per output channel)." if common else "only -1 (one scale per output channel)."
         for kind, size in _inputs(spec):
             if self.group_size < 1 or size % self.group_size:
-                fitting = ", ".join(str(group) for group in _common_groups(spec))
                 raise RecipeError(
-                    f"a group size of {self.group_size} does not divide the {size} inputs of {kind}",
-                    hint=f"Group sizes that fit this model: {fitting}, or -1 (one scale per output channel).",
+                    f"a group size of {self.group_size} does not divide the {size} inputs of {kind}", hint=hint
                 )
+        raise RecipeError(f"there are no kernels for a group size of {self.group_size}", hint=hint)
 
     def _check_npu(self) -> None:
         wrong = None
-        if not self.symmetric:
+        if self.weights != "int4":
+            wrong = f"{self.weights} weights"
+        elif not self.symmetric:
             wrong = "asymmetric int4 weights (asym)"
         elif self.ratio < 1:
             wrong = f"mixed precision (a ratio of {self.ratio})"
@@ -172,7 +186,7 @@ class Recipe:
         if wrong:
             raise RecipeError(
                 f"the NPU's compiler does not take {wrong}",
-                hint="For the NPU the weights are symmetric, all layers in 4 bits, the rest int8_sym: leave the "
+                hint="For the NPU the weights are symmetric int4, all layers in 4 bits, the rest int8_sym: leave the "
                 "option out, or export for cpu or igpu.",
             )
 

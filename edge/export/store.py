@@ -37,7 +37,10 @@ class Store:
         folder.mkdir(exist_ok=True)
         weights.touch()
         for path in folder.glob("*.xml"):
-            self.places |= dict(_places(path))
+            try:
+                self.places |= dict(_places(path))
+            except ElementTree.ParseError:  # the power went before it was on the disk
+                path.unlink()
         end = max((offset + size for offset, size in self.places.values()), default=0)
         if weights.stat().st_size < end:  # the disk lost what it had promised: start afresh
             self.places.clear()
@@ -67,6 +70,8 @@ class Store:
         unfinished = self.folder / "unfinished" / f"{part}.xml"  # the serialiser insists on the ending
         unfinished.parent.mkdir(exist_ok=True)
         self.write_xml(model, unfinished)
+        with unfinished.open("rb+") as file:
+            os.fsync(file.fileno())
         unfinished.replace(self._xml(part))
 
     def load(self, part: str) -> ov.Model:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,8 @@ from edge.export.compress import compress
 from edge.export.graph import OV_TYPE, assemble, build_ends, build_layer
 from edge.export.recipe import Recipe
 from edge.export.store import Store, constants, raw_bytes
+from edge.messages import Progress
 from edge.model.checkpoint import Checkpoint
-
-Progress = Callable[[str, int, int], None]
 
 _ROWS = 8192  # of an embedding at a time: 134 MB of f32 at 4096 columns
 _UNNAMED = re.compile(r"[A-Za-z]+_\d+")  # what OpenVINO calls a node that nobody named

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from edge.errors import VerificationError
 from edge.export.compress import weight_bits
 from edge.export.graph import build_model
-from edge.export.recipe import Recipe
+from edge.export.recipe import Recipe, layer_weights
 from edge.manifest import Check
 from edge.model import forward
 from edge.model.checkpoint import Checkpoint, Weight
@@ -87,11 +87,11 @@ def check_fusions(model_file: Path, spec: GlmSpec) -> Check:
     return Check(name="fusions", passed=True, figures=figures)
 
 
-def check_weights(model_file: Path, recipe: Recipe) -> Check:
+def check_weights(model_file: Path, recipe: Recipe, spec: GlmSpec) -> Check:
     """Count the weights by their number of bits in the finished IR.
 
     Raises:
-        VerificationError: none has the bits that were asked for.
+        VerificationError: none has the bits that were asked for, or the share in 4 bits is not the recipe's.
     """
     counts = weight_bits(ov.Core().read_model(model_file))
     total = sum(counts.values())
@@ -101,6 +101,13 @@ def check_weights(model_file: Path, recipe: Recipe) -> Check:
         raise VerificationError(
             f"{recipe.weights} was asked for, but the IR's weights are {counts}",
             hint="Nothing was kept. Report it with your NNCF version.",
+        )
+    share = four / layer_weights(spec)
+    lowest = 0.5 * recipe.ratio  # NNCF fills the ratio up with whole matrices, and stops before it is exceeded
+    if recipe.weights == "int4" and not lowest <= share <= recipe.ratio + 1e-6:
+        raise VerificationError(
+            f"{share:.1%} of the layers' weights are in 4 bits, where at most {recipe.ratio:.1%} were asked for",
+            hint="Nothing was kept. Choose another ratio, or report it with your NNCF version.",
         )
     figures = {"by_precision": counts, "share_in_4_bits": round(four / total, 4)}
     return Check(name="weights", passed=True, figures=figures)

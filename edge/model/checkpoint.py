@@ -116,7 +116,11 @@ def _find_shards(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.exists():
         weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
+        if (
+            not isinstance(weight_map, dict)
+            or not weight_map
+            or not all(isinstance(x, str) for x in weight_map.values())
+        ):
             raise CheckpointError(f"{index} names no shards", hint="Download the file again.")
         names = sorted(set(weight_map.values()))
         missing = [name for name in names if not (folder / name).is_file()]

@@ -28,19 +28,29 @@ def logits(spec: GlmSpec, weight: Callable[[str], Weight], token_ids: Sequence[i
 def hidden_states(spec: GlmSpec, weight: Callable[[str], Weight], token_ids: Sequence[int]) -> Array:
     """Output of the last norm, [S, hidden]."""
     hidden = weight("model.embed_tokens.weight").rows(np.asarray(token_ids)).f32()
-    cos, sin = _rotary(spec, len(token_ids))
     for i in range(spec.num_layers):
-        prefix = f"model.layers.{i}."
-        normed = _rms_norm(hidden, weight(prefix + "input_layernorm.weight"), spec)
-        attended = _attention(spec, weight, prefix + "self_attn.", normed, cos, sin)
-        if spec.four_norms:
-            attended = _rms_norm(attended, weight(prefix + "post_self_attn_layernorm.weight"), spec)
-        hidden = hidden + attended
-        normed = _rms_norm(hidden, weight(prefix + "post_attention_layernorm.weight"), spec)
-        fed = _mlp(spec, weight, prefix + "mlp.", normed)
-        if spec.four_norms:
-            fed = _rms_norm(fed, weight(prefix + "post_mlp_layernorm.weight"), spec)
-        hidden = hidden + fed
+        hidden = layer(spec, weight, hidden, i)
+    return last_norm(spec, weight, hidden)
+
+
+def layer(spec: GlmSpec, weight: Callable[[str], Weight], hidden: Array, i: int) -> Array:
+    """Layer i applied to hidden states [S, hidden] at positions 0, 1, …."""
+    prefix = f"model.layers.{i}."
+    cos, sin = _rotary(spec, len(hidden))
+    normed = _rms_norm(hidden, weight(prefix + "input_layernorm.weight"), spec)
+    attended = _attention(spec, weight, prefix + "self_attn.", normed, cos, sin)
+    if spec.four_norms:
+        attended = _rms_norm(attended, weight(prefix + "post_self_attn_layernorm.weight"), spec)
+    hidden = hidden + attended
+    normed = _rms_norm(hidden, weight(prefix + "post_attention_layernorm.weight"), spec)
+    fed = _mlp(spec, weight, prefix + "mlp.", normed)
+    if spec.four_norms:
+        fed = _rms_norm(fed, weight(prefix + "post_mlp_layernorm.weight"), spec)
+    return hidden + fed
+
+
+def last_norm(spec: GlmSpec, weight: Callable[[str], Weight], hidden: Array) -> Array:
+    """The norm before the head."""
     return _rms_norm(hidden, weight("model.norm.weight"), spec)
 
 

@@ -65,7 +65,10 @@ def glm_config(config: dict[str, Any], origin: str) -> dict[str, Any]:
         out["num_key_value_heads"] = config.get("multi_query_group_num", 1)
     else:
         out["num_key_value_heads"] = config.get("num_attention_heads")
-    out["rope_theta"] = _ROPE_BASE * config.get("rope_ratio", 1)
+    ratio = config.get("rope_ratio", 1)
+    if not isinstance(ratio, (int, float)) or ratio <= 0:
+        raise UnsupportedModelError(f"{origin}: rope_ratio is {ratio!r}", hint="It must be a positive number.")
+    out["rope_theta"] = _ROPE_BASE * ratio
     out["partial_rotary_factor"] = _ROTARY_SHARE
     return out
 

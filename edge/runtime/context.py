@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edge.errors import ContextError, UsageError
+from edge.errors import ContextError, OutputError, UsageError
 from edge.files import write_text
 from edge.messages import FinishReason, Message
 
@@ -70,6 +70,8 @@ class Conversation:
         Raises:
             OutputError: the file cannot be written.
         """
+        if not path.parent.is_dir():
+            raise OutputError(f"there is no folder {path.parent}", hint="Make it first, or name another.")
         messages = [
             {"role": turn.message.role, "content": turn.message.content}
             | ({"finish_reason": turn.finish_reason} if turn.finish_reason else {})

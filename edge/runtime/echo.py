@@ -9,7 +9,7 @@ from collections.abc import Generator, Sequence
 from edge.messages import Chunk, Message, Sampling
 from edge.runtime import sampling as samplings
 from edge.runtime.context import room_for_answer
-from edge.runtime.stream import Write, stream_tokens
+from edge.runtime.stream import Running, Write, stream_tokens
 
 STOP_ID = 0
 
@@ -32,7 +32,7 @@ class EchoEngine:
         self._seconds_per_token = seconds_per_token
         self._prefill_seconds = prefill_seconds
         self._lock = threading.Lock()
-        self._cancelled = threading.Event()
+        self._running = Running()
 
     def stream(self, messages: Sequence[Message], sampling: Sampling) -> Generator[Chunk, None, None]:
         """See `ChatEngine.stream`."""
@@ -50,21 +50,21 @@ class EchoEngine:
                 if not write([token]):
                     return
 
-        self._cancelled = cancelled = threading.Event()
-        yield from stream_tokens(
-            produce,
-            decode=lambda ids: "".join(map(chr, ids)),
-            prompt_tokens=prompt_tokens,
-            stop_ids=frozenset({STOP_ID}),
-            stop=sampling.stop,
-            lock=self._lock,
-            cancelled=cancelled,
-            started=started,
-        )
+        with self._running.begin() as cancelled:
+            yield from stream_tokens(
+                produce,
+                decode=lambda ids: "".join(map(chr, ids)),
+                prompt_tokens=prompt_tokens,
+                stop_ids=frozenset({STOP_ID}),
+                stop=sampling.stop,
+                lock=self._lock,
+                cancelled=cancelled,
+                started=started,
+            )
 
     def cancel(self) -> None:
         """See `ChatEngine.cancel`."""
-        self._cancelled.set()
+        self._running.cancel()
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
         """Characters of all messages."""

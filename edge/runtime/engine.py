@@ -15,7 +15,7 @@ from edge.messages import Chunk, Message, Sampling
 from edge.runtime import devices
 from edge.runtime import sampling as samplings
 from edge.runtime.context import room_for_answer
-from edge.runtime.stream import Write, stream_tokens
+from edge.runtime.stream import Running, Write, stream_tokens
 
 
 class Engine:
@@ -30,7 +30,7 @@ class Engine:
         self._tokenizer = pipeline.get_tokenizer()
         self._stop_ids = frozenset(manifest.stop_ids)
         self._lock = threading.Lock()
-        self._cancelled = threading.Event()
+        self._running = Running()
         self.manifest = manifest
         self.name = manifest.source.model
         self.device = device
@@ -92,25 +92,25 @@ class Engine:
         `Usage.completion_tokens` counts what the model computed: the stop token too, where it ended so.
         """
         started = time.perf_counter()
-        self._cancelled = cancelled = threading.Event()
         samplings.check(sampling)
         prompt = self._encode(messages)
         prompt_tokens = int(prompt.input_ids.shape[-1])
         config = self._config(sampling, room_for_answer(prompt_tokens, self.context_length, sampling.max_new_tokens))
-        yield from stream_tokens(
-            lambda write: self._generate(prompt, config, write),
-            decode=self._decode,
-            prompt_tokens=prompt_tokens,
-            stop_ids=self._stop_ids,
-            stop=sampling.stop,
-            lock=self._lock,
-            cancelled=cancelled,
-            started=started,
-        )
+        with self._running.begin() as cancelled:
+            yield from stream_tokens(
+                lambda write: self._generate(prompt, config, write),
+                decode=self._decode,
+                prompt_tokens=prompt_tokens,
+                stop_ids=self._stop_ids,
+                stop=sampling.stop,
+                lock=self._lock,
+                cancelled=cancelled,
+                started=started,
+            )
 
     def cancel(self) -> None:
-        """End the running generation; see `ChatEngine.cancel`."""
-        self._cancelled.set()
+        """See `ChatEngine.cancel`."""
+        self._running.cancel()
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
         """Tokens of the conversation as the model would read it; see `ChatEngine.count_tokens`."""

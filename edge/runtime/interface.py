@@ -38,7 +38,7 @@ class ChatEngine(Protocol):
         """
 
     def cancel(self) -> None:
-        """End the running generation; its last chunk says "cancelled". Safe from any thread or signal handler."""
+        """End every generation under way; their last chunks say "cancelled". Safe from any thread."""
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
         """Tokens of the conversation as the model would read it, the opening of the answer included."""

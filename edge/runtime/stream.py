@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 from edge.messages import Chunk, FinishReason, Usage
 from edge.runtime.metrics import Arrivals
@@ -99,6 +100,29 @@ def stream_tokens(
             yield Chunk("", usage=_usage(prompt_tokens, arrivals, reason))
     finally:
         cancelled.set()
+
+
+class Running:
+    """The streams of one engine that have begun and not ended, so that they can be cancelled from outside."""
+
+    def __init__(self) -> None:
+        # No lock: `cancel` may run in a signal handler, in the middle of the thread that would hold it.
+        self._events: set[threading.Event] = set()
+
+    @contextlib.contextmanager
+    def begin(self) -> Iterator[threading.Event]:
+        """The event that cancels one stream, for as long as the stream is there."""
+        event = threading.Event()
+        self._events.add(event)
+        try:
+            yield event
+        finally:
+            self._events.discard(event)
+
+    def cancel(self) -> None:
+        """Cancel them all, those too that wait for their turn."""
+        for event in list(self._events):
+            event.set()
 
 
 def _acquire(lock: threading.Lock, cancelled: threading.Event) -> bool:

@@ -98,7 +98,8 @@ def run_chat(
         system: the system prompt; None leaves it to the chat template.
         read_line: gives one message or command, raises EOFError at the end; a line editor if None.
     """
-    threading.Thread(target=_warm_up, args=(engine,), name="warm-up").start()
+    warming = threading.Thread(target=_warm_up, args=(engine,), name="warm-up")
+    warming.start()
     chat = _Chat(engine, sampling, Conversation(system or None))
     _quiet(f"{engine.name} on {engine.device}, {engine.context_length:,} tokens of context. /help lists the commands.")
     read_line = read_line or _line_editor()
@@ -110,6 +111,8 @@ def run_chat(
                 break
             except KeyboardInterrupt:
                 _quiet("Ctrl-D or /exit leaves.")
+    if warming.is_alive():
+        _quiet("Waiting for the device to end its first step …")
 
 
 def stats_line(usage: Usage) -> str:

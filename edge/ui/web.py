@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from edge.errors import EdgeError, MissingExtraError
+from edge.errors import EdgeError, MissingExtraError, UsageError
 from edge.messages import Message, Role, Sampling
 from edge.runtime.interface import ChatEngine
 
@@ -55,18 +55,26 @@ def build(engine: ChatEngine, sampling: Sampling, system: str | None) -> Any:
     )
 
 
-def serve(page: Any, *, port: int | None, wait: bool = True) -> str:
-    """Serve the page on this machine alone, and return its address; with `wait`, when it ends.
+def serve(page: Any, *, port: int | None) -> str:
+    """Serve the page on this machine alone, from a thread, and return its address.
 
     `port` None takes the first free one from 7860.
+
+    Raises:
+        UsageError: the port is taken.
     """
     import gradio
 
     theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-    _, address, _ = page.launch(
-        server_name="127.0.0.1", server_port=port, share=False, quiet=True, theme=theme, prevent_thread_lock=not wait,
-        footer_links=[], ssr_mode=False, show_error=True,
-    )  # fmt: skip
+    try:
+        _, address, _ = page.launch(
+            server_name="127.0.0.1", server_port=port, share=False, quiet=True, theme=theme, prevent_thread_lock=True,
+            footer_links=[], ssr_mode=False, show_error=True,
+        )  # fmt: skip
+    except OSError as error:
+        raise UsageError(
+            f"port {port or '7860 to 7959'} is taken", hint="Name another with --port, or end what uses it."
+        ) from error
     return str(address)
 
 

@@ -17,8 +17,10 @@ GLM4_9B = GlmSpec("glm", 151552, 4096, 13696, 40, 32, 2, 128, 64, 1e4, 1.5625e-7
 NARROW = dataclasses.replace(POCKET, hidden_size=60, intermediate_size=88, num_heads=6, head_dim=10, rotary_dim=10)
 
 
-@pytest.mark.parametrize("target", ["cpu", "igpu", "npu"])
-@pytest.mark.parametrize("weights", ["int4", "int8", "bf16", "fp16"])
+PRESETS = [(target, weights) for target in ("cpu", "igpu") for weights in ("int4", "int8", "bf16", "fp16")]
+
+
+@pytest.mark.parametrize(("target", "weights"), [*PRESETS, ("npu", "int4")])
 @pytest.mark.parametrize("spec", [POCKET, GLM4_9B, NARROW], ids=["pocket", "9b", "narrow"])
 def test_every_preset_passes_its_own_check(target: str, weights: str, spec: GlmSpec) -> None:
     Recipe.for_target(target, spec, weights=weights).check(spec, target)
@@ -55,8 +57,12 @@ def test_a_ratio_of_one_puts_every_layer_in_4_bits() -> None:
     [
         ("cpu", {"group_size": 128}, "128 does not divide the 576 inputs of q_proj", "16, 32, 64, or -1"),
         ("cpu", {"group_size": 0}, "a group size of 0", "16, 32, 64, or -1"),
-        ("cpu", {"ratio": 1.5}, "1.5", "0 to 1"),
-        ("cpu", {"ratio": -0.1}, "-0.1", "0 to 1"),
+        ("cpu", {"ratio": 1.5}, "1.5", "up to 1"),
+        ("cpu", {"ratio": -0.1}, "-0.1", "up to 1"),
+        ("cpu", {"ratio": 0.0}, "0.0", "--weights int8"),
+        ("npu", {"weights": "int8"}, "int8 weights", "symmetric int4"),
+        ("npu", {"weights": "bf16"}, "bf16 weights", "symmetric int4"),
+        ("cpu", {"group_size": 4}, "no kernels for a group size of 4", "16, 32, 64"),
         ("cpu", {"ratio": 0.99}, "0.99 leaves no room for v_proj", "at most 0.96"),
         ("npu", {"symmetric": False}, "asym", "symmetric"),
         ("npu", {"ratio": 0.8}, "0.8", "all layers in 4 bits"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino as ov
@@ -13,10 +15,23 @@ from edge.errors import VerificationError
 from edge.export import verify
 from edge.export.graph import build_model
 from edge.export.recipe import Recipe
+from edge.export.store import Store
+from edge.export.streaming import write_model
+from edge.export.verify_parts import check_parts
 from edge.model.checkpoint import Checkpoint, Weight
 from tests.conftest import write_checkpoint
 
 IDS = list(range(3, 40))
+SIZES: dict[str, Any] = {"vocab_size": 320, "hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
+FOUR_BITS = Recipe("int4", group_size=16, symmetric=True, backup="int8_sym")
+
+
+def stream(checkpoint: Checkpoint, recipe: Recipe, folder: Path) -> Path:
+    folder.mkdir()
+    file = folder / "openvino_model.xml"
+    store = Store(folder / "parts", file.with_suffix(".bin"))
+    write_model(checkpoint, recipe, store, file, lambda stage, done, total: None)
+    return file
 
 
 def save(model: ov.Model, folder: Path) -> Path:
@@ -79,9 +94,44 @@ def test_unfused_rope_is_caught(tiny: Path, tmp_path: Path, monkeypatch: pytest.
 def test_missing_bits_are_caught(tiny: Path, tmp_path: Path) -> None:
     checkpoint = Checkpoint(tiny)
     path = save(build_model(checkpoint.spec, checkpoint.weight), tmp_path)
-    assert verify.check_weights(path, Recipe("bf16")).figures["by_precision"].keys() == {"bf16"}
+    assert verify.check_weights(path, Recipe("bf16"), checkpoint.spec).figures["by_precision"].keys() == {"bf16"}
     with pytest.raises(VerificationError, match="int4 was asked for"):
-        verify.check_weights(path, Recipe("int4", group_size=8, symmetric=True, backup="int8_sym"))
+        verify.check_weights(path, Recipe("int4", group_size=8, symmetric=True, backup="int8_sym"), checkpoint.spec)
+
+
+def test_more_4_bits_than_asked_for_are_caught(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(write_checkpoint(tmp_path / "c", **SIZES))
+    file = stream(checkpoint, FOUR_BITS, tmp_path / "out")
+    assert verify.check_weights(file, FOUR_BITS, checkpoint.spec).figures["share_in_4_bits"] > 0.5
+    with pytest.raises(VerificationError, match=r"100\.0% of the layers' weights are in 4 bits, where at most 50\.0%"):
+        verify.check_weights(file, dataclasses.replace(FOUR_BITS, ratio=0.5), checkpoint.spec)
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_the_parts_of_a_right_model_pass(tied: bool, tmp_path: Path) -> None:
+    checkpoint = Checkpoint(write_checkpoint(tmp_path / "c", num_hidden_layers=3, tie_word_embeddings=tied, **SIZES))
+    figures = check_parts(stream(checkpoint, FOUR_BITS, tmp_path / "out"), checkpoint, verify.EXACT).figures
+    assert figures.keys() == {"embedding", "layer 0", "layer 1", "layer 2", "head"}
+    assert figures["embedding"] < 0.02 and figures["layer 1"] < 0.3
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["model.embed_tokens", "model.layers.0.self_attn.k_proj", "model.layers.1.mlp.gate_up_proj",
+     "model.layers.2.mlp.down_proj", "model.layers.2.self_attn.o_proj", "lm_head"],
+)  # fmt: skip
+def test_wrong_bytes_in_any_sampled_part_are_caught(name: str, tmp_path: Path) -> None:
+    checkpoint = Checkpoint(write_checkpoint(tmp_path / "c", num_hidden_layers=3, **SIZES))
+    file = stream(checkpoint, FOUR_BITS, tmp_path / "out")
+    layer = next(node for node in ElementTree.parse(file).iter("layer") if node.get("name") == name + ".weight")
+    data = layer.find("data")
+    assert data is not None
+    offset, size = int(str(data.get("offset"))), int(str(data.get("size")))
+    with file.with_suffix(".bin").open("rb+") as weights:
+        weights.seek(offset)
+        weights.write(np.random.default_rng(0).bytes(size))
+    with pytest.raises(VerificationError, match="of the finished model is not the checkpoint's"):
+        check_parts(file, checkpoint, verify.EXACT)
 
 
 def test_a_model_that_lost_its_mind_is_caught(tiny: Path, tmp_path: Path) -> None:

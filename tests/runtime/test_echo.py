@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import threading
+import time
+
 import pytest
 
 from edge.errors import ContextError, UsageError
@@ -43,3 +46,22 @@ def test_cancel_and_go_on() -> None:
     assert last.usage is not None and last.usage.finish_reason == "cancelled"
     assert ask(engine, "on")[0] == "on"
     engine.close()
+
+
+def test_cancel_ends_the_running_stream_and_the_waiting_one() -> None:
+    engine = EchoEngine(seconds_per_token=0.02)
+    reasons: list[str] = []
+
+    def run() -> None:
+        *_, last = engine.stream([Message("user", "x" * 2000)], Sampling())
+        assert last.usage is not None
+        reasons.append(last.usage.finish_reason)
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.2)
+    engine.cancel()
+    for thread in threads:
+        thread.join(timeout=10)
+    assert reasons == ["cancelled", "cancelled"]

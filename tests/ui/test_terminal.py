@@ -204,7 +204,7 @@ class TestFiles:
         err = capsys.readouterr().err
         assert "is no saved conversation" in err
         assert "cannot be read" in err
-        assert "cannot be written" in err
+        assert f"There is no folder {bad}" in err
         assert "context   4 of" in err
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from edge.cli import _run
-from edge.errors import MissingExtraError
+from edge.errors import MissingExtraError, UsageError
 from edge.messages import Sampling
 from edge.runtime.echo import EchoEngine
 from edge.ui import web
@@ -21,7 +21,7 @@ pytest.importorskip("gradio")
 @pytest.fixture(scope="module")
 def page() -> Iterator[tuple[Any, str]]:
     built = web.build(EchoEngine(context_length=64), Sampling(), None)
-    address = web.serve(built, port=None, wait=False)
+    address = web.serve(built, port=None)
     yield built, address
     built.close()
 
@@ -41,6 +41,12 @@ def test_an_answer_streams(page: tuple[Any, str]) -> None:
     job = Client(page[1], verbose=False).submit("hello there 你好", api_name="/chat")
     assert job.result(timeout=30) == "hello there 你好"
     assert len(job.outputs()) > 1
+
+
+def test_a_port_that_is_taken(page: tuple[Any, str]) -> None:
+    port = int(page[1].rstrip("/").rsplit(":", 1)[1])
+    with pytest.raises(UsageError, match=f"port {port} is taken"):
+        web.serve(web.build(EchoEngine(), Sampling(), None), port=port)
 
 
 def test_a_fault_is_a_sentence(page: tuple[Any, str]) -> None:

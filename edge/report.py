@@ -1,0 +1,80 @@
+"""What a long job says while it runs and when it is done; all of it for standard error."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edge.messages import Progress
+
+if TYPE_CHECKING:
+    from edge.manifest import Manifest
+
+
+def summary(made: Manifest) -> str:
+    """What was made, and what was proved about it, in sentences; the figures are in edge.json."""
+    size = sum(count for name, count in made.bytes.items() if name.startswith("openvino_model"))
+    lines = [f"{made.source.model}: {made.architecture.parameters / 1e6:,.0f}M parameters in {size / 1e6:,.0f} MB"]
+    if made.source.description:
+        lines.append(made.source.description)
+    for check in made.checks:
+        lines.append(f"  checked {_CHECKS[check.name](check.figures)}")
+        if check.name == "compression" and check.figures["top1_agreement"] < _POOR_AGREEMENT:
+            lines.append("  That is noticeably worse than the checkpoint; --weights int8 keeps more.")
+    return "\n".join(lines)
+
+
+_POOR_AGREEMENT = 0.8
+_CHECKS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "tokenizer": lambda f: f"the tokenizer: equal to the checkpoint's on {f['texts']:,} texts",
+    "graph parity": lambda f: (
+        f"the graph: logits within {f['max_error']:.1g} of the definition at scale {f['logit_scale']:.0f}, "
+        f"{f['layers']} of {f['of_layers']} layers"
+    ),
+    "weights": lambda f: f"the weights: {f['share_in_4_bits']:.0%} in 4 bits",
+    "fusions": lambda f: "the compiled model: every attention and every rotary embedding is fused",
+    "compression": lambda f: (
+        f"the answers: the checkpoint's next token {f['top1_agreement']:.0%} of the time (KL {f['kl_mean']:.3f}) "
+        f"over {f['tokens']} tokens"
+    ),
+    "parts": lambda f: (
+        "the parts: " + ", ".join(f"{name} {error:.0%}" for name, error in f.items()) + " away from the checkpoint"
+    ),
+}
+
+
+@contextmanager
+def progress_lines() -> Iterator[Progress]:
+    """A live line for each stage on a terminal, a plain line for each in a log; always on stderr."""
+    if not sys.stderr.isatty():
+        seen: list[str] = []
+
+        def plain(stage: str, done: int, total: int) -> None:
+            if not seen or seen[-1] != stage:
+                seen.append(stage)
+                click.echo(f"{stage} …", err=True)
+
+        yield plain
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=30), TimeElapsedColumn())
+    with Bars(*columns, console=Console(stderr=True), transient=False) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def live(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                for task in tasks.values():  # the stage before is over
+                    bars.update(task, total=1, completed=1)
+                tasks[stage] = bars.add_task(stage, total=None)
+            bars.update(tasks[stage], total=total or None, completed=done)
+
+        yield live
+        for task in tasks.values():
+            bars.update(task, total=1, completed=1)

@@ -61,7 +61,7 @@ def main(repeats: int, new_tokens: int, out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
     click.echo(f"export {export['wall_seconds']:.0f} s, {export['peak_rss_bytes'] / 1e9:.1f} GB at its peak")
-    click.echo(f"start to end of the answer {min(answer['wall_seconds'] for answer in answers):.1f} s")
+    click.echo(f"start to end of the answer {statistics.median(answer['wall_seconds'] for answer in answers):.1f} s")
     for name, row in speeds.items():
         click.echo(f"{name}: prefill {row['prefill_tokens_per_second']:.0f}, decode "
                    f"{row['decode_tokens_per_second']:.0f} tokens/s")  # fmt: skip

@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import multiprocessing
-import resource
 import tempfile
 import time
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 
 import click
 import numpy as np
+import psutil
 
 from benchmarks.machine import machine, versions
 from edge.export.recipe import Recipe
@@ -134,7 +134,7 @@ def _measure(folder: Path, recipe: Recipe, windows: Any, reference: Path, scratc
     begin, cpu = time.perf_counter(), time.process_time()
     model = compress(model, recipe, checkpoint.spec, calibration=samples, progress=lambda stage, done, total: None)
     seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # before the evaluation, which is not its cost
+    peak = _peak_rss()  # before the evaluation, which is not its cost
     ov.save_model(model, scratch / "model.xml", compress_to_fp16=False)
     size = sum((scratch / name).stat().st_size for name in ("model.xml", "model.bin"))
     counts = weight_bits(model)
@@ -160,6 +160,15 @@ def _measure(folder: Path, recipe: Recipe, windows: Any, reference: Path, scratc
         "compress_cpu_seconds": round(cpu, 1),
         "peak_rss_bytes": peak,
     }
+
+
+def _peak_rss() -> int:
+    memory = psutil.Process().memory_info()
+    if peak := getattr(memory, "peak_wset", 0):  # Windows
+        return int(peak)
+    import resource  # POSIX
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _figures(row: dict[str, Any]) -> str:

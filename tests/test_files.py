@@ -81,20 +81,65 @@ def test_a_fault_leaves_the_old_state(tmp_path: Path, fault: BaseException) -> N
     assert names(tmp_path) == ["out"] and names(tmp_path / "out") == ["old"]
 
 
-def test_a_swap_that_fails_puts_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("which", ["old one aside", "new one in"])
+@pytest.mark.parametrize("fault", [PermissionError(13, "open elsewhere"), KeyboardInterrupt()], ids=["fault", "Ctrl-C"])
+def test_a_swap_that_fails_puts_the_old_folder_back(
+    which: str, fault: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").touch()
     rename = Path.rename
 
     def refuse(self: Path, target: Path) -> Path:
-        if self.suffix == ".partial":
-            raise PermissionError(13, "open elsewhere")
+        if self.name == ("out" if which == "old one aside" else ".out.partial"):
+            raise fault
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", refuse)
-    with pytest.raises(OutputError, match="open elsewhere"), files.new_folder(tmp_path / "out"):
+    with pytest.raises((OutputError, KeyboardInterrupt)), files.new_folder(tmp_path / "out"):
         pass
     assert names(tmp_path) == ["out"] and names(tmp_path / "out") == ["old"]
+
+
+def test_what_a_kill_between_the_renames_hid_comes_back(tmp_path: Path) -> None:
+    (tmp_path / ".out.old").mkdir()
+    (tmp_path / ".out.old" / "old").touch()
+    with pytest.raises(ValueError), files.new_folder(tmp_path / "out"):
+        assert names(tmp_path / "out") == ["old"]
+        raise ValueError
+    assert names(tmp_path) == ["out"] and names(tmp_path / "out") == ["old"]
+
+
+def test_what_came_meanwhile_is_not_replaced_unasked(tmp_path: Path) -> None:
+    def empty_only(target: Path) -> None:
+        if target.exists() and any(target.iterdir()):
+            raise OutputError("not ours", hint="Name another.")
+
+    with pytest.raises(OutputError, match="not ours"), files.new_folder(tmp_path / "out", may_replace=empty_only):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "thesis").touch()
+    assert names(tmp_path) == ["out"] and names(tmp_path / "out") == ["thesis"]
+
+
+def test_a_fault_with_a_file_elsewhere_is_not_blamed_on_the_target(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), files.new_folder(tmp_path / "here" / "out"):
+        (tmp_path / "elsewhere").read_text()
+
+
+def test_two_spellings_are_one_folder(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    with (
+        files.new_folder(tmp_path / "out"),
+        pytest.raises(OutputError, match="another process is writing"),
+        files.new_folder(tmp_path / "x" / ".." / "out"),
+    ):
+        pass
+
+
+def test_the_folder_one_is_in_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OutputError, match="is the folder you are in"), files.new_folder(Path()):
+        pass
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from importlib import resources
 from typing import Any
 
-# 2,048 tokens in all: twice as many were no better on the pocket model, and take twice the time.
+# 2,048 tokens in all. On the pocket model 1,536 give a KL of 0.067 instead of 0.056; more take their time.
 _COUNT, _LENGTH = 4, 512
 
 

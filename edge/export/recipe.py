@@ -1,6 +1,7 @@
 """How a model's weights are written: which number format, with which scales, chosen how. Pure facts.
 
-What the presets rest on is measured: `benchmarks/results/pocket_recipes.md`.
+What the preset for small models rests on is measured: `benchmarks/results/pocket_recipes.md`. Those for large
+models, igpu and npu follow the devices' rules and have not been measured for quality.
 """
 
 from __future__ import annotations

@@ -132,3 +132,14 @@ def test_a_store_whose_bin_lost_bytes_starts_afresh(tmp_path: Path) -> None:
         data.truncate(10)
     store = Store(tmp_path / "out" / "parts", file.with_suffix(".bin"))
     assert not store.holds("layer-0") and file.with_suffix(".bin").stat().st_size == 0
+
+
+def test_a_part_the_power_cut_is_made_again(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(write_checkpoint(tmp_path / "c", **SIZES))
+    file = write(checkpoint, RECIPES["sym"], tmp_path / "out")
+    xml, data = file.read_bytes(), file.with_suffix(".bin").read_bytes()
+    (tmp_path / "out" / "parts" / "ends.xml").write_bytes(b"")
+    store = Store(tmp_path / "out" / "parts", file.with_suffix(".bin"))
+    assert store.holds("layer-1") and not store.holds("ends")
+    streaming.write_model(checkpoint, RECIPES["sym"], store, file, quiet)
+    assert (file.read_bytes(), file.with_suffix(".bin").read_bytes()) == (xml, data)

@@ -45,8 +45,6 @@ def recipes(spec: GlmSpec) -> dict[str, Recipe]:
         "asym 16, AWQ": change(plain, awq=True, group_size=16),
         "asym 32, AWQ, scale estimation": change(plain, awq=True, scale_estimation=True),
         "asym 32, AWQ, ratio 0.73": change(plain, awq=True, ratio=0.73),
-        "default without scale estimation": change(default, scale_estimation=False),
-        "default without v_proj first": change(default, always_backup=()),
         "default, symmetric": change(default, symmetric=True),
         "default, group 64": change(default, group_size=64),
         "default, ratio 0.64": change(default, ratio=0.64),

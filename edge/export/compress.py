@@ -13,7 +13,7 @@ import openvino as ov
 from openvino import opset13 as ops
 
 from edge.errors import RecipeError
-from edge.export.recipe import Recipe, layer_weights, matrices
+from edge.export.recipe import Recipe
 from edge.messages import Progress
 from edge.model.spec import GlmSpec
 
@@ -76,13 +76,6 @@ def compress(
         if recipe.weights == "int8":
             mode = nncf.CompressWeightsMode.INT8_SYM if recipe.symmetric else nncf.CompressWeightsMode.INT8_ASYM
             return nncf.compress_weights(model, mode=mode)
-        every = [node.get_friendly_name() for node in model.get_ops() if node.get_type_name() in ("MatMul", "Gather")]
-        kept = [name for name in every if name.rsplit(".", 1)[-1] in recipe.always_backup]
-        if kept and recipe.backup != "none":
-            others = [name for name in every if name not in kept]
-            mode = nncf.CompressWeightsMode[recipe.backup.upper()]
-            model = nncf.compress_weights(model, mode=mode, ignored_scope=_scope(others))
-        # The 4-bit pass comes last: it is the one the IR's rt_info tells of.
         options: dict[str, Any] = {}
         # GPTQ looks at every token anyway, and cannot carry a cache from one input to the next.
         pieces = _pieces(calibration or [], _CONTEXT if recipe.gptq else _WINDOW)
@@ -96,9 +89,8 @@ def compress(
             model,
             mode=nncf.CompressWeightsMode.INT4_SYM if recipe.symmetric else nncf.CompressWeightsMode.INT4_ASYM,
             group_size=recipe.group_size,
-            ratio=_ratio_of_the_rest(recipe, spec),
+            ratio=recipe.ratio,
             backup_mode=nncf.BackupMode[recipe.backup.upper()],
-            ignored_scope=_scope(kept) if recipe.backup == "none" else None,
             all_layers=part or None,
             awq=recipe.awq or None,
             scale_estimation=recipe.scale_estimation or None,
@@ -143,19 +135,6 @@ def _source(node: Any) -> Any:
     while node.get_type_name() in ("Convert", "Subtract", "Multiply", "Reshape"):
         node = node.input_value(0).get_node()
     return node if node.get_type_name() == "Constant" else None
-
-
-def _scope(names: list[str]) -> Any:
-    import nncf
-
-    return nncf.IgnoredScope(names=names)
-
-
-def _ratio_of_the_rest(recipe: Recipe, spec: GlmSpec) -> float:
-    """The ratio NNCF has to reach among the matrices whose precision is not fixed by their kind."""
-    total = layer_weights(spec)
-    kept = sum(size for kind, size in matrices(spec) if kind in recipe.always_backup)
-    return min(1.0, recipe.ratio * total / (total - kept))
 
 
 def _pieces(texts: Sequence[list[int]], window: int) -> list[dict[str, Any]]:

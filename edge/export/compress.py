@@ -15,7 +15,6 @@ from openvino import opset13 as ops
 from edge.errors import RecipeError
 from edge.export.recipe import Recipe
 from edge.messages import Progress
-from edge.model.spec import GlmSpec
 
 # NNCF keeps one vector for each input it shows the model: the mean over the tokens. Many short pieces tell it more
 # than few long ones; each continues the one before it, so that the model still sees whole contexts.
@@ -40,7 +39,6 @@ _FLOATS = (ov.Type.bf16, ov.Type.f32)
 def compress(
     model: ov.Model,
     recipe: Recipe,
-    spec: GlmSpec,
     *,
     calibration: Sequence[list[int]] | None,
     progress: Progress,

@@ -122,7 +122,7 @@ def run(job: Job, progress: Progress) -> manifest.Manifest:
         if recipe.needs_calibration:
             model = build_model(spec, checkpoint.weight)
             samples = calibration_samples(tokenizer)
-            model = compress(model, recipe, spec, calibration=samples, progress=progress)
+            model = compress(model, recipe, calibration=samples, progress=progress)
             progress("writing the model", 0, 0)
             ov.save_model(model, model_file, compress_to_fp16=False)
             del model

@@ -40,7 +40,7 @@ def write_model(checkpoint: Checkpoint, recipe: Recipe, store: Store, model_file
         name = f"layer-{i}"
         if not store.holds(name):
             layer = build_layer(spec, checkpoint.weight, i)
-            layer = compress(layer, recipe, spec, calibration=None, progress=_silent, part=True)
+            layer = compress(layer, recipe, calibration=None, progress=_silent, part=True)
             _name_nodes(layer, name)
             store.keep(layer, name)
     progress("compressing embedding and head", spec.num_layers, total)
@@ -51,7 +51,7 @@ def write_model(checkpoint: Checkpoint, recipe: Recipe, store: Store, model_file
             symmetric = recipe.symmetric if recipe.weights == "int8" else recipe.backup == "int8_sym"
             mapped = _compress_rows(ends, checkpoint, Recipe("int8", symmetric=symmetric), store)
         elif recipe.weights != "int4":
-            ends = compress(ends, recipe, spec, calibration=None, progress=_silent)
+            ends = compress(ends, recipe, calibration=None, progress=_silent)
         _name_nodes(ends, "ends")
         store.keep(ends, "ends")
         del ends, mapped  # in this order: OpenVINO's constants do not keep Python's arrays alive
@@ -79,7 +79,7 @@ def _compress_rows(ends: ov.Model, checkpoint: Checkpoint, recipe: Recipe, store
         block = None
         for begin in range(0, weight.shape[0], _ROWS):
             raw = weight.raw[begin : begin + _ROWS]
-            block = compress(_block_model(name, raw, weight.dtype), recipe, spec, calibration=None, progress=_silent)
+            block = compress(_block_model(name, raw, weight.dtype), recipe, calibration=None, progress=_silent)
             for node in constants(block):
                 if node.get_friendly_name() == name:
                     writer.append(raw_bytes(node))

@@ -104,11 +104,15 @@ def check_weights(model_file: Path, recipe: Recipe, spec: GlmSpec) -> Check:
     if not any(counts.get(name) for name in wanted):
         raise VerificationError(
             f"{recipe.weights} was asked for, but the IR's weights are {counts}",
-            hint="Nothing was kept. Report it with your NNCF version.",
+            hint="Nothing was kept. "
+            + (
+                f"A ratio of {recipe.ratio} has room for no matrix; give a higher one."
+                if recipe.ratio < 1
+                else "Report it with your NNCF version."
+            ),
         )
     share = four / layer_weights(spec)
-    lowest = 0.5 * recipe.ratio  # NNCF fills the ratio up with whole matrices, and stops before it is exceeded
-    if recipe.weights == "int4" and not lowest <= share <= recipe.ratio + 1e-6:
+    if recipe.weights == "int4" and share > recipe.ratio + 1e-6:
         raise VerificationError(
             f"{share:.1%} of the layers' weights are in 4 bits, where at most {recipe.ratio:.1%} were asked for",
             hint="Nothing was kept. Choose another ratio, or report it with your NNCF version.",

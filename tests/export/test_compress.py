@@ -33,9 +33,7 @@ def made(spec: GlmSpec, recipe: Recipe, scale: float = 1.0) -> ov.Model:
     }
     weights = {name: Weight(weight.raw.astype(np.uint16), "BF16") for name, weight in weights.items()}
     texts = [rng.integers(0, spec.vocab_size, 64).tolist() for _ in range(2)]
-    return compress(
-        build_model(spec, weights.__getitem__), recipe, spec, calibration=texts, progress=lambda *stage: None
-    )
+    return compress(build_model(spec, weights.__getitem__), recipe, calibration=texts, progress=lambda *stage: None)
 
 
 @pytest.mark.parametrize("spec", VARIANTS.values(), ids=VARIANTS)
@@ -77,7 +75,7 @@ def test_fp16_refuses_what_it_cannot_hold() -> None:
 def test_calibration_has_to_be_given() -> None:
     model = build_model(TINY, lambda name: Weight(np.zeros(TINY.tensor_shapes()[name], np.float32), "F32"))
     with pytest.raises(RecipeError, match="calibration"):
-        compress(model, CALIBRATED, TINY, calibration=None, progress=lambda *stage: None)
+        compress(model, CALIBRATED, calibration=None, progress=lambda *stage: None)
 
 
 def test_the_terminal_stays_quiet_and_progress_is_told(capfd: pytest.CaptureFixture[str]) -> None:
@@ -85,7 +83,7 @@ def test_the_terminal_stays_quiet_and_progress_is_told(capfd: pytest.CaptureFixt
     weights = {name: np.ones(shape, np.float32) for name, shape in TINY.tensor_shapes().items()}
     model = build_model(TINY, lambda name: Weight(weights[name], "F32"))
     recipe = Recipe("int4", 32, backup="int8_asym")
-    compress(model, recipe, TINY, calibration=None, progress=lambda *stage: told.append(stage))
+    compress(model, recipe, calibration=None, progress=lambda *stage: told.append(stage))
     assert capfd.readouterr() == ("", "")
     assert any(stage == "compressing" and total > 1 for stage, _, total in told)
 
@@ -118,7 +116,7 @@ def test_the_pocket_model_keeps_its_mind(pocket_checkpoint: Path, tmp_path: Path
     source = build_model(spec, checkpoint.weight)
     ids = np.array(calibration_samples(tokenizer, count=1, length=256, held_out=True)[0])
     expected = infer(ov.Core().compile_model(source, "CPU", EXACT), ids, 0)
-    model = compress(source, recipe, spec, calibration=samples, progress=lambda *stage: None)
+    model = compress(source, recipe, calibration=samples, progress=lambda *stage: None)
     ov.save_model(model, tmp_path / "model.xml", compress_to_fp16=False)
     size = sum(path.stat().st_size for path in tmp_path.iterdir())
     assert size < 106e6

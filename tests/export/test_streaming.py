@@ -62,7 +62,7 @@ def test_equal_to_the_whole_model_at_once(
     monkeypatch.setattr(streaming, "_ROWS", 100)  # 320 rows: three full blocks and a rest
     checkpoint = Checkpoint(write_checkpoint(tmp_path / "c", tie_word_embeddings=tied, **SIZES))
     spec = checkpoint.spec
-    whole = compress(build_model(spec, checkpoint.weight), recipe, spec, calibration=None, progress=quiet)
+    whole = compress(build_model(spec, checkpoint.weight), recipe, calibration=None, progress=quiet)
     file = write(checkpoint, recipe, tmp_path / "out")
     streamed = ov.Core().read_model(file)
     assert weights(streamed).keys() == weights(whole).keys()

@@ -115,7 +115,7 @@ def test_glm4s_own_tokenizer_is_exact(shared_data: Path, tmp_path: Path) -> None
 
 def test_proof_texts_hold_what_tokenizers_get_wrong() -> None:
     joined = "".join(tokenize.PROOF_TEXTS)
-    assert all(part in joined for part in ("\u0301", "\u200b", "👩\u200d👩", "\r\n", "السلام"[:1], "技术"))
+    assert all(part in joined for part in ("\u0301", "\u200b", "👩\u200d👩", "\r\n", "مرحبا", "技术"))
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path: Path) -> None:

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from edge.manifest import Manifest
 
 
+def say(text: str) -> None:
+    """Print a line for the person, never for a program that reads the output."""
+    click.echo(text, err=True)
+
+
 def summary(made: Manifest) -> str:
     """What was made, and what was proved about it, in sentences; the figures are in edge.json."""
     size = sum(count for name, count in made.bytes.items() if name.startswith("openvino_model"))

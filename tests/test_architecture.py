@@ -49,7 +49,7 @@ def imports(path: Path) -> list[str]:
 
 def room(name: str) -> str:
     """The room of `edge.x.y`, or of a file's path relative to the package."""
-    return "core" if name in CORE or name == "__init__" else name
+    return "cli" if name == "commands" else "core" if name in CORE or name == "__init__" else name
 
 
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__main__.py")

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from edge.cli import _run, default_folder
+from edge.cli import _run
+from edge.commands.export import default_folder
 from edge.files import HOME_VARIABLE
 from tests.conftest import write_checkpoint
 
@@ -225,8 +226,8 @@ def test_an_export_never_imports_torch(pocket_dir: Path) -> None:
 def test_hiding_torch_hides_it_from_transformers() -> None:
     pytest.importorskip("torch")
     script = (
-        "import sys\nfrom edge.cli import _without_torch\n"
-        "with _without_torch():\n"
+        "import sys\nfrom edge.commands.export import without_torch\n"
+        "with without_torch():\n"
         "    from transformers.utils import is_torch_available\n"
         "    hidden = not is_torch_available()\n"
         "import torch\n"

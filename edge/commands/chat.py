@@ -1,0 +1,174 @@
+"""`glm4-edge chat` and `glm4-edge ui`: the ways to talk to a model."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edge.commands.export import default_folder, export_model
+from edge.errors import ModelError
+from edge.report import progress_lines, say, summary
+
+if TYPE_CHECKING:
+    from edge.runtime.engine import Engine
+
+
+def _sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say how tokens are drawn; the same for every way to talk to a model."""
+    options = (
+        click.option("--temperature", type=float, help="0 always takes the likeliest token; higher is more varied."),
+        click.option("--top-p", type=float, help="Draw from the likeliest tokens with this share of probability."),
+        click.option("--top-k", type=int, help="Draw from this many likeliest tokens."),
+        click.option("--repetition-penalty", type=float, help="Above 1: the model repeats itself less."),
+        click.option("--seed", type=int, help="The same seed and question give the same answer."),
+        click.option("--max-new-tokens", type=int, help="Longest answer; left out, what the context has room for."),
+        click.option("--stop", multiple=True, help="A text that ends the answer; may be given several times."),
+        click.option("--system", help="System prompt; left out, the model's chat template decides."),
+        click.option("--device", default="CPU", show_default=True, help="CPU, GPU, GPU.n, NPU or AUTO."),
+        click.option("--yes", is_flag=True, help="Export a model that is not exported yet without asking."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("model", default="pocket")
+@_sampling_options
+def chat(model: str, device: str, system: str | None, yes: bool, stop: tuple[str, ...], **sampling: Any) -> None:
+    """Talk to MODEL in the terminal, or answer once what is piped in.
+
+    MODEL is a folder that `glm4-edge export` made, or a name it was exported by ('pocket' if left out). A
+    model that is not exported yet is exported first, after a question.
+
+    Sampling options that are left out follow the model's generation_config.json. The answer goes to
+    standard output; a line with the time to the first token and the speed goes to standard error.
+
+    \b
+    Examples:
+      glm4-edge chat pocket
+      glm4-edge chat ./glm4-int4 --device GPU --temperature 0.6 --seed 1
+      echo "What is the capital of France?" | glm4-edge chat pocket
+      glm4-edge chat ./glm4-int4 --system "Answer in one sentence." < question.txt
+    """
+    from edge.messages import Sampling
+    from edge.runtime import sampling as samplings
+    from edge.ui import terminal
+
+    asked = Sampling(stop=stop, **sampling)
+    samplings.check(asked)
+    with _loaded(model, device, yes=yes, read=lambda: None if sys.stdin.isatty() else terminal.read_prompt()) as (
+        engine,
+        prompt,
+    ):
+        if prompt is None:
+            terminal.run_chat(engine, sampling=asked, system=system)
+        else:
+            terminal.answer_once(engine, prompt, sampling=asked, system=system)
+
+
+@click.command()
+@click.argument("model", default="pocket")
+@click.option("--port", type=click.IntRange(1, 65535), help="Left out, the first free one from 7860.")
+@_sampling_options
+def ui(
+    model: str, port: int | None, device: str, system: str | None, yes: bool, stop: tuple[str, ...], **sampling: Any
+) -> None:
+    """Talk to MODEL in the browser, on this machine alone.
+
+    Needs the extra 'ui': pip install "glm4-edge[ui]". Prints the page's address; Ctrl-C ends it.
+
+    \b
+    Examples:
+      glm4-edge ui pocket
+      glm4-edge ui ./glm4-int4 --port 8000 --temperature 0.6
+    """
+    from edge.messages import Sampling
+    from edge.runtime import sampling as samplings
+    from edge.ui import web
+
+    web.require()
+    asked = Sampling(stop=stop, **sampling)
+    samplings.check(asked)
+    with _loaded(model, device, yes=yes, read=lambda: None) as (engine, _):
+        click.echo(web.serve(web.build(engine, asked, system), port=port))
+        say("Ctrl-C ends it.")
+        while True:  # in pieces: Windows does not interrupt one long wait
+            time.sleep(1)
+
+
+@contextmanager
+def _loaded(
+    model: str, device: str, *, yes: bool, read: Callable[[], str | None]
+) -> Iterator[tuple[Engine, str | None]]:
+    """The model on the device, and the piped prompt if there is one: bad input is met before the loading."""
+    from edge.runtime import devices
+
+    resolved = devices.resolve(device)
+    prompt = read()
+    folder = _exported(model, resolved, yes=yes, interactive=sys.stdin.isatty())
+
+    from edge.runtime.engine import Engine
+
+    with progress_lines() as progress:
+        progress(f"loading {folder.name}", 0, 0)
+        engine = Engine.load(folder, resolved)
+    with engine:
+        yield engine, prompt
+
+
+def _exported(model: str, device: str, *, yes: bool, interactive: bool) -> Path:
+    """The folder of the exported `model`, made now if it was not yet and the user agrees."""
+    from edge.manifest import FILE_NAME, MODEL_FILE, Manifest
+    from edge.model import hub, pocket
+
+    given = Path(model).expanduser()
+    if (given / FILE_NAME).is_file():
+        return given
+    is_checkpoint = (given / "config.json").is_file()
+    if (given / MODEL_FILE).is_file():
+        Manifest.read(given)  # says what is missing
+    if model != pocket.NAME and not hub.is_repository(model) and not is_checkpoint:
+        raise ModelError(
+            f"{model} is no exported model and no checkpoint",
+            hint="Name a folder that `glm4-edge export` made, a checkpoint's folder, a repository such as "
+            "zai-org/glm-4-9b-chat-hf, or 'pocket'.",
+        )
+    target = {"GPU": "igpu", "NPU": "npu"}.get(device.partition(".")[0], "cpu")
+    folder = default_folder(model, target)
+    if (folder / FILE_NAME).is_file():
+        return folder
+    what = _cost(model, target)
+    if interactive and not yes:
+        if not click.confirm(f"{model} is not exported yet ({what}). Export it now?", default=True, err=True):
+            raise ModelError(f"{model} is not exported", hint=f"Later: glm4-edge export {model} --for {target}")
+    elif model != pocket.NAME and not yes:
+        raise ModelError(
+            f"{model} is not exported yet", hint=f"Run: glm4-edge export {model} --for {target}, or add --yes."
+        )
+    else:
+        say(f"{model} is not exported yet; doing that first ({what}).")
+    say(summary(export_model(model, folder, target=target)[1]))
+    return folder
+
+
+def _cost(model: str, target: str) -> str:
+    """What an export would read and write, as far as that is known before it starts."""
+    from edge.export.recipe import Recipe
+    from edge.model import pocket
+    from edge.model.checkpoint import Checkpoint
+
+    if model == pocket.NAME:
+        return f"{pocket.WHEEL_BYTES / 1e6:.0f} MB to download once, then less than a minute of work"
+    if not Path(model).expanduser().is_dir():
+        return "GLM-4-9B is 18.8 GB to download once"
+    checkpoint = Checkpoint(Path(model).expanduser())
+    size = sum(shard.stat().st_size for shard in checkpoint.shards)
+    made = Recipe.for_target(target, checkpoint.spec).estimated_bytes(checkpoint.spec)
+    return f"reads {size / 1e9:.1f} GB, writes {made / 1e9:.1f} GB"

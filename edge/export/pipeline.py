@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import importlib.metadata
 import json
 import shutil
@@ -22,6 +21,7 @@ from edge.errors import OutputError, RecipeError, VerificationError
 from edge.export import streaming, verify
 from edge.export.calibration import calibration_samples
 from edge.export.compress import compress
+from edge.export.digests import Digests
 from edge.export.graph import build_model
 from edge.export.recipe import Recipe
 from edge.export.store import Store
@@ -102,6 +102,13 @@ def run(job: Job, progress: Progress) -> manifest.Manifest:
     Raises:
         VerificationError: the result did not prove right; `job.out` is as it was before.
     """
+    folder = job.located.folder
+    read = [folder / name for name in _READ if (folder / name).is_file()] + job.checkpoint.shards
+    with Digests(read) as digests:
+        return _run(job, digests, progress)
+
+
+def _run(job: Job, digests: Digests, progress: Progress) -> manifest.Manifest:
     checkpoint, recipe, spec = job.checkpoint, job.recipe, job.checkpoint.spec
     progress("reading the tokenizer", 0, 0)
     tokenizer = tokenizers.load(job.located.folder)
@@ -129,8 +136,9 @@ def run(job: Job, progress: Progress) -> manifest.Manifest:
         else:
             parts = work / _PARTS
             streaming.write_model(
-                checkpoint, recipe, Store(parts, model_file.with_suffix(".bin")), model_file, progress
-            )
+                checkpoint, recipe, Store(parts, model_file.with_suffix(".bin")), model_file, progress,
+                done_with=digests.done_with,
+            )  # fmt: skip
         progress("proving the result", 0, 0)
         checks.append(verify.check_weights(model_file, recipe, spec))
         checks.append(verify.check_fusions(model_file, spec))
@@ -139,8 +147,7 @@ def run(job: Job, progress: Progress) -> manifest.Manifest:
         else:
             checks.append(check_parts(model_file, checkpoint, verify.EXACT))
         _write_companions(job, work, tokenizer)
-        progress("hashing the checkpoint", 0, 0)
-        result = _manifest(job, work, checks, tokenizer)
+        result = _manifest(job, work, checks, tokenizer, digests.result())
         result.write(work)
         shutil.rmtree(work / _PARTS, ignore_errors=True)  # until here an interrupted export could go on from them
     return result
@@ -191,10 +198,10 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
 
 
-def _manifest(job: Job, work: Path, checks: list[manifest.Check], tokenizer: Any) -> manifest.Manifest:
+def _manifest(
+    job: Job, work: Path, checks: list[manifest.Check], tokenizer: Any, digests: dict[str, str]
+) -> manifest.Manifest:
     spec = job.checkpoint.spec
-    folder = job.located.folder
-    read = [folder / name for name in _READ if (folder / name).is_file()] + job.checkpoint.shards
     versions = {name: importlib.metadata.version(name) for name in ("glm4-edge", *_PACKAGES)}
     versions["python"] = sys.version.split()[0]
     return manifest.Manifest(
@@ -204,7 +211,7 @@ def _manifest(job: Job, work: Path, checks: list[manifest.Check], tokenizer: Any
             model=job.located.name,
             description=job.located.description,
             revision=job.located.revision,
-            sha256={path.name: _sha256(path) for path in read},
+            sha256=digests,
         ),
         architecture=manifest.Architecture(
             model_type=spec.model_type,
@@ -227,11 +234,3 @@ def _manifest(job: Job, work: Path, checks: list[manifest.Check], tokenizer: Any
         },
         checks=checks,
     )
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -176,9 +176,10 @@ def _write_companions(job: Job, work: Path, tokenizer: Any) -> None:
     for name in _COMPANIONS:
         if (source / name).is_file():
             shutil.copyfile(source / name, work / name)
-    if not (work / "tokenizer.json").is_file():
+    chatglm = job.checkpoint.spec.model_type == "chatglm"  # whose files would ask for remote code
+    if chatglm or not (work / "tokenizer.json").is_file():
         tokenizers.save(tokenizer, work)
-    if job.checkpoint.spec.model_type == "chatglm":  # otherwise the folder would ask for remote code
+    if chatglm:
         config = {"architectures": ["GlmForCausalLM"], "model_type": "glm"}
         config |= glm_config(read_json(source / "config.json"), str(source))
         _write_json(work / "config.json", config)

@@ -11,7 +11,7 @@ import pytest
 
 from edge.errors import CheckpointError
 from edge.model.checkpoint import Checkpoint, Weight
-from tests.conftest import write_checkpoint, write_safetensors
+from tests.conftest import split_into_shards, write_checkpoint
 
 
 def test_values_equal_what_the_safetensors_package_reads(tiny: Path) -> None:
@@ -38,22 +38,10 @@ def test_f16_and_f32_are_read(tmp_path: Path) -> None:
     assert Weight(values, "F32").f32().tolist() == values.tolist()
 
 
-def split_into_shards(folder: Path) -> None:
-    checkpoint = Checkpoint(folder)
-    names = list(checkpoint.spec.tensor_shapes())
-    weight_map = {}
-    for i, part in enumerate((names[::2], names[1::2])):
-        shard = f"model-0000{i + 1}-of-00002.safetensors"
-        write_safetensors(folder / shard, {name: np.array(checkpoint.weight(name).raw) for name in part})
-        weight_map.update(dict.fromkeys(part, shard))
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-
-
 def test_shards_are_read_as_one(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "c")
     before = Checkpoint(folder).weight("lm_head.weight").f32()
     split_into_shards(folder)
-    (folder / "model.safetensors").unlink()
     checkpoint = Checkpoint(folder)
     assert len(checkpoint.shards) == 2
     np.testing.assert_array_equal(checkpoint.weight("lm_head.weight").f32(), before)

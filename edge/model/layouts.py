@@ -51,7 +51,7 @@ def glm_config(config: dict[str, Any], origin: str) -> dict[str, Any]:
     Raises:
         UnsupportedModelError: it asks for something GLM-4 does not do (ChatGLM2 and 3 among others).
     """
-    vocabulary = config.get("padded_vocab_size", config.get("vocab_size"))
+    vocabulary = config.get("padded_vocab_size") or config.get("vocab_size")
     if vocabulary in _RELATIVES:
         raise UnsupportedModelError(
             f"{origin} is {_RELATIVES[vocabulary]}, not GLM-4 (its vocabulary has {vocabulary:,} entries)",

@@ -198,13 +198,21 @@ def real_tokenizer(request: pytest.FixtureRequest, shared_data: Path, tmp_path: 
     for name in names:
         shutil.copyfile(source / name, folder / name)
     shutil.copyfile(source / "hf-config" / "generation_config.json", folder / "generation_config.json")
+    if kind == "glm4":
+        published = json.loads((source / "chat_templates" / "xinference-4.1.0.glm4-0414.json").read_text("utf-8"))
+        (folder / "chat_template.jinja").write_text(published[0]["chat_template"], "utf-8")
     return folder
 
 
+TOOL = {"type": "function", "function": {"name": "get_weather", "description": "天气", "parameters": {
+        "type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}}}  # fmt: skip
 HISTORIES: list[list[dict[str, Any]]] = [
     [{"role": "user", "content": "你好"}],
     [{"role": "system", "content": "You are X."}, {"role": "user", "content": "Hi"},
      {"role": "assistant", "content": "Hello!\n"}, {"role": "user", "content": "Bye 👋🏽"}],
+    [{"role": "system", "content": "", "tools": [TOOL]}, {"role": "user", "content": "Weather in SF?"},
+     {"role": "assistant", "metadata": "get_weather", "content": '{"city": "SF"}'},
+     {"role": "observation", "content": '{"temp": 23}'}],
 ]  # fmt: skip
 
 

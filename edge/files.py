@@ -87,7 +87,7 @@ def new_folder(
             raise _unwritable(target, error) from error
         finally:
             if not keep:
-                shutil.rmtree(work, ignore_errors=True)
+                _discard(work)
 
 
 @contextlib.contextmanager
@@ -117,10 +117,16 @@ def _take_up(work: Path, key: str | None) -> None:
     """Leave `work` there if it was begun with the same key, else empty."""
     path = work / PARTIAL_KEY
     if key is None or not path.is_file() or path.read_text(encoding="utf-8") != key:
-        shutil.rmtree(work, ignore_errors=True)
+        _discard(work)
         work.mkdir()
         if key is not None:
             path.write_text(key, encoding="utf-8")
+
+
+def _discard(work: Path) -> None:
+    """Delete `work`, its key first: killed on the way, what is left of it is not taken up."""
+    (work / PARTIAL_KEY).unlink(missing_ok=True)
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

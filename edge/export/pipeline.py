@@ -40,7 +40,7 @@ _COMPANIONS = ("config.json", "generation_config.json", "tokenizer.json", "token
                "special_tokens_map.json", "chat_template.jinja")  # fmt: skip
 _READ = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
          "chat_template.jinja")  # fmt: skip
-_PARTS = "parts"
+_PARTS, _SPENT = "parts", "parts-spent"
 _FULL_BYTES = 64_000_000  # a write of OpenVINO's that fails with less than this left failed for want of it
 _WORTH_KEEPING = 1_000_000_000  # parameters; about half a minute of work
 _PACKAGES = ("openvino", "openvino-tokenizers", "nncf", "transformers", "numpy")
@@ -113,6 +113,7 @@ def run(job: Job, progress: Progress) -> manifest.Manifest:
     proof_ids = calibration_samples(tokenizer, count=1, length=128, held_out=True)[0]
     checks = []
     with new_folder(job.out, key=_key(job), may_replace=check_output) as work, _full_disk_is_told(work):
+        _keep_only_parts(work)
         progress("converting the tokenizer", 0, 0)
         checks.append(export_tokenizer(tokenizer, work))
         progress("checking the graph", 0, 0)
@@ -142,8 +143,20 @@ def run(job: Job, progress: Progress) -> manifest.Manifest:
         progress("hashing the checkpoint", 0, 0)
         result = _manifest(job, work, checks, tokenizer)
         result.write(work)
-        shutil.rmtree(work / _PARTS, ignore_errors=True)  # until here an interrupted export could go on from them
+        if (work / _PARTS).exists():  # until here an interrupted export could go on from them
+            (work / _PARTS).rename(work / _SPENT)  # all of them at once: half of them would not give the same model
+        shutil.rmtree(work / _SPENT, ignore_errors=True)
     return result
+
+
+def _keep_only_parts(work: Path) -> None:
+    """Of what an interrupted export left, all is made again except the parts and their weights."""
+    weights = Path(manifest.MODEL_FILE).with_suffix(".bin").name
+    for path in work.iterdir():
+        if path.is_dir() and path.name != _PARTS:
+            shutil.rmtree(path)
+        elif path.is_file() and path.name not in (PARTIAL_KEY, weights):
+            path.unlink()
 
 
 @contextlib.contextmanager

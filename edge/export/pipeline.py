@@ -33,7 +33,7 @@ from edge.model import tokenizer as tokenizers
 from edge.model.checkpoint import Checkpoint
 from edge.model.hub import Located
 from edge.model.layouts import glm_config
-from edge.model.spec import read_json
+from edge.model.spec import GlmSpec, read_json
 
 # Kept beside the IR so that the folder also serves transformers, optimum-intel and GenAI.
 _COMPANIONS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
@@ -69,15 +69,25 @@ def plan(located: Located, out: Path, *, target: str, make_recipe: Callable[[Any
     check_output(out)
     checkpoint = Checkpoint(located.folder)
     recipe = make_recipe(checkpoint.spec)
-    recipe.check(checkpoint.spec, target)
+    check_recipe(recipe, checkpoint.spec, target, out)
     source = checkpoint.weight("model.embed_tokens.weight").dtype
     if recipe.weights == "bf16" and source != "BF16":
         raise RecipeError(
             f"bf16 was asked for, but the checkpoint is in {source}", hint="Ask for fp16, int8 or int4 weights."
         )
     stop_ids = tokenizers.stop_ids(located.folder, checkpoint.spec)
-    check_room(out, int(1.1 * recipe.estimated_bytes(checkpoint.spec)) + 20_000_000, f"the export to {out}")
     return Job(located, checkpoint, recipe, target, out, stop_ids)
+
+
+def check_recipe(recipe: Recipe, spec: GlmSpec, target: str, out: Path) -> None:
+    """What config.json alone can tell: called before a download, too.
+
+    Raises:
+        RecipeError: the recipe does not fit the model or the device.
+        OutputError: the disk is too full.
+    """
+    recipe.check(spec, target)
+    check_room(out, int(1.1 * recipe.estimated_bytes(spec)) + 20_000_000, f"the export to {out}")
 
 
 def check_output(out: Path) -> None:

@@ -261,3 +261,14 @@ def test_a_piece_longer_than_the_file_is_thrown_away(fake: FakeHub, published: P
 def test_the_name_of_a_repository_is_checked_before_the_network() -> None:
     with pytest.raises(CheckpointError, match="there is no folder"):
         hub.locate("zai-org/a/b", revision=None, progress=quiet)
+
+
+def test_no_room_for_the_export_is_said_before_the_download(
+    fake: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from edge.cli import _run
+
+    monkeypatch.setattr("edge.files.shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+    assert _run(["export", NAME, str(tmp_path / "out"), "--weights", "bf16"]) == 1
+    assert f"the export to {tmp_path / 'out'} needs" in capsys.readouterr().err
+    assert not any(file.endswith("safetensors") for file, _, _ in fake.gets)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ def summary(made: Manifest) -> str:
     return "\n".join(lines)
 
 
+_LOG_PERCENT, _LOG_SECONDS = 10, 10.0  # how often a log hears of a stage that goes on: both must have passed
 _POOR_AGREEMENT = 0.8
 _CHECKS: dict[str, Callable[[dict[str, Any]], str]] = {
     "tokenizer": lambda f: f"the tokenizer: equal to the checkpoint's on {f['texts']:,} texts",
@@ -56,20 +58,27 @@ _CHECKS: dict[str, Callable[[dict[str, Any]], str]] = {
 def progress_lines() -> Iterator[Progress]:
     """A live line for each stage on a terminal, a plain line for each in a log; always on stderr."""
     if not sys.stderr.isatty():
-        seen: list[str] = []
+        last, told, due = "", 0, 0.0
 
         def plain(stage: str, done: int, total: int) -> None:
-            if not seen or seen[-1] != stage:
-                seen.append(stage)
+            nonlocal last, told, due
+            percent = 100 * done // total if total else 0
+            if stage != last:
                 click.echo(f"{stage} …", err=True)
+            elif percent - told >= _LOG_PERCENT and time.monotonic() >= due:
+                click.echo(f"{stage} … {percent} %", err=True)
+            else:
+                return
+            last, told, due = stage, percent, time.monotonic() + _LOG_SECONDS
 
         yield plain
         return
     from rich.console import Console
-    from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, SpinnerColumn, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=30), TimeElapsedColumn())
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=30), TaskProgressColumn(),
+               TimeElapsedColumn())  # fmt: skip
     with Bars(*columns, console=Console(stderr=True), transient=False) as bars:
         tasks: dict[str, TaskID] = {}
 

@@ -33,14 +33,14 @@ from edge.model import tokenizer as tokenizers
 from edge.model.checkpoint import Checkpoint
 from edge.model.hub import Located
 from edge.model.layouts import glm_config
-from edge.model.spec import read_json
+from edge.model.spec import GlmSpec, read_json
 
 # Kept beside the IR so that the folder also serves transformers, optimum-intel and GenAI.
 _COMPANIONS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
                "special_tokens_map.json", "chat_template.jinja")  # fmt: skip
 _READ = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
          "chat_template.jinja")  # fmt: skip
-_PARTS = "parts"
+_PARTS, _SPENT = "parts", "parts-spent"
 _FULL_BYTES = 64_000_000  # a write of OpenVINO's that fails with less than this left failed for want of it
 _WORTH_KEEPING = 1_000_000_000  # parameters; about half a minute of work
 _PACKAGES = ("openvino", "openvino-tokenizers", "nncf", "transformers", "numpy")
@@ -69,15 +69,25 @@ def plan(located: Located, out: Path, *, target: str, make_recipe: Callable[[Any
     check_output(out)
     checkpoint = Checkpoint(located.folder)
     recipe = make_recipe(checkpoint.spec)
-    recipe.check(checkpoint.spec, target)
+    check_recipe(recipe, checkpoint.spec, target, out)
     source = checkpoint.weight("model.embed_tokens.weight").dtype
     if recipe.weights == "bf16" and source != "BF16":
         raise RecipeError(
             f"bf16 was asked for, but the checkpoint is in {source}", hint="Ask for fp16, int8 or int4 weights."
         )
     stop_ids = tokenizers.stop_ids(located.folder, checkpoint.spec)
-    check_room(out, int(1.1 * recipe.estimated_bytes(checkpoint.spec)) + 20_000_000, f"the export to {out}")
     return Job(located, checkpoint, recipe, target, out, stop_ids)
+
+
+def check_recipe(recipe: Recipe, spec: GlmSpec, target: str, out: Path) -> None:
+    """What config.json alone can tell: called before a download, too.
+
+    Raises:
+        RecipeError: the recipe does not fit the model or the device.
+        OutputError: the disk is too full.
+    """
+    recipe.check(spec, target)
+    check_room(out, int(1.1 * recipe.estimated_bytes(spec)) + 20_000_000, f"the export to {out}")
 
 
 def check_output(out: Path) -> None:
@@ -120,6 +130,7 @@ def _run(job: Job, digests: Digests, progress: Progress) -> manifest.Manifest:
     proof_ids = calibration_samples(tokenizer, count=1, length=128, held_out=True)[0]
     checks = []
     with new_folder(job.out, key=_key(job), may_replace=check_output) as work, _full_disk_is_told(work):
+        _keep_only_parts(work)
         progress("converting the tokenizer", 0, 0)
         checks.append(export_tokenizer(tokenizer, work))
         progress("checking the graph", 0, 0)
@@ -149,8 +160,20 @@ def _run(job: Job, digests: Digests, progress: Progress) -> manifest.Manifest:
         _write_companions(job, work, tokenizer)
         result = _manifest(job, work, checks, tokenizer, digests.result())
         result.write(work)
-        shutil.rmtree(work / _PARTS, ignore_errors=True)  # until here an interrupted export could go on from them
+        if (work / _PARTS).exists():  # until here an interrupted export could go on from them
+            (work / _PARTS).rename(work / _SPENT)  # all of them at once: half of them would not give the same model
+        shutil.rmtree(work / _SPENT, ignore_errors=True)
     return result
+
+
+def _keep_only_parts(work: Path) -> None:
+    """Of what an interrupted export left, all is made again except the parts and their weights."""
+    weights = Path(manifest.MODEL_FILE).with_suffix(".bin").name
+    for path in work.iterdir():
+        if path.is_dir() and path.name != _PARTS:
+            shutil.rmtree(path)
+        elif path.is_file() and path.name not in (PARTIAL_KEY, weights):
+            path.unlink()
 
 
 @contextlib.contextmanager
@@ -183,9 +206,10 @@ def _write_companions(job: Job, work: Path, tokenizer: Any) -> None:
     for name in _COMPANIONS:
         if (source / name).is_file():
             shutil.copyfile(source / name, work / name)
-    if not (work / "tokenizer.json").is_file():
+    chatglm = job.checkpoint.spec.model_type == "chatglm"  # whose files would ask for remote code
+    if chatglm or not (work / "tokenizer.json").is_file():
         tokenizers.save(tokenizer, work)
-    if job.checkpoint.spec.model_type == "chatglm":  # otherwise the folder would ask for remote code
+    if chatglm:
         config = {"architectures": ["GlmForCausalLM"], "model_type": "glm"}
         config |= glm_config(read_json(source / "config.json"), str(source))
         _write_json(work / "config.json", config)

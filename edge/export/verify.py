@@ -91,7 +91,7 @@ def check_compression(model_file: Path, reference: NDArray[np.float32], token_id
 
 
 def _sample(checkpoint: Checkpoint) -> tuple[GlmSpec, Callable[[str], Weight]]:
-    """The whole model, or a narrower one layer of one too large for that: less vocabulary, fewer channels in the MLP."""
+    """The whole model or, of one too large for that, a layer with less vocabulary and fewer channels in the MLP."""
     spec = checkpoint.spec
     if 4 * spec.parameter_count() <= WHOLE_BYTES:
         return spec, checkpoint.weight

@@ -81,7 +81,7 @@ def check_fusions(model_file: Path, *, ours: bool = True) -> Check:
             figures[backend] = None
             left[backend] = f"it cannot be compiled ({str(error).strip().splitlines()[-1]})"
             continue
-        figures[backend] = {"rope": counts["RoPE"], "attention": counts[attention], "layers": layers}
+        figures |= {"layers": layers, backend: {"rope": counts["RoPE"], "attention": counts[attention]}}
         stayed = {name: counts[name] for name in ("Softmax", "StridedSlice") if counts[name]}
         if counts["RoPE"] != 2 * layers or counts[attention] != layers or (ours and stayed):
             left[backend] = (
@@ -96,12 +96,16 @@ def check_fusions(model_file: Path, *, ours: bool = True) -> Check:
             if ours
             else "It runs slowly; glm4-edge export makes one in which they fuse."
         )
-    runs = any(figures.values()) if not ours else not left
+    runs = bool(figures["SDPA"] or figures["PA"]) if not ours else not left
     return Check(name="fusions", passed=runs, figures=figures, message=message, hint=hint)
 
 
 def check_lengths(
-    model_file: Path, vocab_size: int, context_length: int, lengths: Sequence[int] = LENGTHS, seconds: float = _SECONDS
+    model_file: Path,
+    vocab_size: int,
+    context_length: int,
+    lengths: Sequence[int] | None = None,
+    seconds: float | None = None,
 ) -> Check:
     """Run prompts of many lengths: finite logits, and the same whether read at once or the last token by itself.
 
@@ -118,15 +122,15 @@ def check_lengths(
             hint="Export it with glm4-edge to have it checked.",
         )  # fmt: skip
     vocabulary = _VOCABULARY if layers < total else vocab_size
-    ids = np.random.default_rng(0).integers(0, min(vocabulary, vocab_size), max(lengths) + 1)
-    lengths = [length for length in lengths if length < context_length]
+    lengths = [length for length in lengths or LENGTHS if length < context_length]
+    ids = np.random.default_rng(0).integers(0, min(vocabulary, vocab_size), max(lengths, default=0) + 1)
     exact = core.compile_model(model, "CPU", EXACT).create_infer_request()
     plain = core.compile_model(model, "CPU").create_infer_request()
     own = str(plain.get_compiled_model().get_property("INFERENCE_PRECISION_HINT").get_type_name())
     figures["precisions"] = sorted({"f32", own})
     for request in (exact, plain):
         _fresh(request, ids[:1])  # repacks the weights: not to be counted among the lengths
-    end = time.perf_counter() + seconds
+    end = time.perf_counter() + (_SECONDS if seconds is None else seconds)
     worst, scale, took, broken = 0.0, 1e-9, 0.0, []
     step = None  # logits after the token that follows the length before, read by itself
     for number, length in enumerate(lengths):
@@ -219,11 +223,12 @@ def _allowed(weight: ir.IrWeight, recipe: Recipe, strict: bool) -> set[tuple[Any
     if recipe.weights == "int4":
         group = columns if recipe.group_size == -1 else recipe.group_size
         four = ("i4" if recipe.symmetric else "u4", recipe.symmetric, group)
-        backups = {
+        forms: dict[str, set[tuple[Any, ...]]] = {
             "int8_asym": {("u8", False, columns)},
             "int8_sym": {("i8", True, columns)},
             "none": {("bf16",), ("f16",), ("f32",)},
-        }[recipe.backup]
+        }
+        backups = forms[recipe.backup]
         return backups if strict and weight.kind in ir.ENDS else backups | {four}
     if recipe.weights == "int8":
         return {("i8" if recipe.symmetric else "u8", recipe.symmetric, columns)}

@@ -158,7 +158,8 @@ def _embed(model_file: Path, ids: NDArray[np.int64]) -> NDArray[np.float32]:
 def _layer(model_file: Path, hidden: NDArray[np.float32], i: int) -> NDArray[np.float32]:
     model = ov.Core().read_model(model_file)
     parameter = _cut(model, i - 1, hidden.shape[-1])
-    end = ops.result(ir.layer_end(model, i).output(0))
+    end: Any = ir.layer_end(model, i)
+    end = ops.result(end.output(0))
     part = ov.Model([end], ir.sinks_for(model, [end]), [*model.get_parameters(), parameter], "layer")
     positions = np.arange(len(hidden))[None]
     feeds = {

@@ -18,7 +18,7 @@ import openvino as ov
 
 from edge import manifest
 from edge.errors import OutputError, RecipeError, VerificationError
-from edge.export import streaming, verify
+from edge.export import streaming, verify, verify_ir, verify_parts, verify_text
 from edge.export.calibration import calibration_samples
 from edge.export.compress import compress
 from edge.export.digests import Digests
@@ -26,7 +26,6 @@ from edge.export.graph import build_model
 from edge.export.recipe import Recipe
 from edge.export.store import Store
 from edge.export.tokenize import export_tokenizer
-from edge.export.verify_parts import check_parts
 from edge.files import PARTIAL_KEY, check_room, new_folder
 from edge.messages import Progress
 from edge.model import tokenizer as tokenizers
@@ -128,14 +127,20 @@ def _run(job: Job, digests: Digests, progress: Progress) -> manifest.Manifest:
             hint="tokenizer.json and the weights do not belong together.",
         )
     proof_ids = calibration_samples(tokenizer, count=1, length=128, held_out=True)[0]
-    checks = []
+    checks: list[manifest.Check] = []
+
+    def keep(check: manifest.Check) -> None:
+        if not check.passed:
+            raise VerificationError(str(check.message), hint=f"Nothing was kept. {check.hint}")
+        checks.append(check)
+
     with new_folder(job.out, key=_key(job), may_replace=check_output) as work, _full_disk_is_told(work):
         _keep_only_parts(work)
         progress("converting the tokenizer", 0, 0)
-        checks.append(export_tokenizer(tokenizer, work))
+        keep(export_tokenizer(tokenizer, work))
         progress("checking the graph", 0, 0)
         graph, reference = verify.check_graph(checkpoint, proof_ids)
-        checks.append(graph)
+        keep(graph)
         model_file = work / manifest.MODEL_FILE
         if recipe.needs_calibration:
             model = build_model(spec, checkpoint.weight)
@@ -150,14 +155,18 @@ def _run(job: Job, digests: Digests, progress: Progress) -> manifest.Manifest:
                 checkpoint, recipe, Store(parts, model_file.with_suffix(".bin")), model_file, progress,
                 done_with=digests.done_with,
             )  # fmt: skip
-        progress("proving the result", 0, 0)
-        checks.append(verify.check_weights(model_file, recipe, spec))
-        checks.append(verify.check_fusions(model_file, spec))
-        if reference is not None:
-            checks.append(verify.check_compression(model_file, reference, proof_ids))
-        else:
-            checks.append(check_parts(model_file, checkpoint, verify.EXACT))
         _write_companions(job, work, tokenizer)
+        progress("proving the result", 0, 0)
+        keep(verify_text.check_template(work, tokenizer))
+        keep(verify_text.check_stop_ids(work, tokenizer, job.stop_ids))
+        keep(verify_ir.check_weights(model_file, recipe))
+        keep(verify_ir.check_fusions(model_file))
+        keep(verify_ir.check_lengths(model_file, spec.vocab_size, spec.context_length))
+        keep(verify_parts.check_rows(model_file, checkpoint))
+        if reference is not None:
+            keep(verify.check_compression(model_file, reference, proof_ids))
+        else:
+            keep(verify_parts.check_parts(model_file, checkpoint))
         result = _manifest(job, work, checks, tokenizer, digests.result())
         result.write(work)
         if (work / _PARTS).exists():  # until here an interrupted export could go on from them

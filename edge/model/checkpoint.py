@@ -51,7 +51,9 @@ class Weight:
     def f32(self) -> NDArray[np.float32]:
         """A float32 copy of the values."""
         if self.dtype == "BF16":
-            return (self.raw.astype(np.uint32) << 16).view(np.float32)
+            bits = self.raw.astype(np.uint32)
+            bits <<= 16  # in place: of a large matrix a second copy is half a gigabyte
+            return bits.view(np.float32)
         return self.raw.astype(np.float32)
 
 

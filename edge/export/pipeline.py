@@ -19,7 +19,7 @@ import openvino as ov
 
 from edge import manifest
 from edge.errors import OutputError, RecipeError, VerificationError
-from edge.export import streaming, verify
+from edge.export import fp16, streaming, verify
 from edge.export.calibration import calibration_samples
 from edge.export.compress import compress
 from edge.export.graph import build_model
@@ -122,7 +122,7 @@ def run(job: Job, progress: Progress) -> manifest.Manifest:
         if recipe.needs_calibration:
             model = build_model(spec, checkpoint.weight)
             samples = calibration_samples(tokenizer)
-            model = compress(model, recipe, calibration=samples, progress=progress)
+            model = fp16.guard(compress(model, recipe, calibration=samples, progress=progress))
             progress("writing the model", 0, 0)
             ov.save_model(model, model_file, compress_to_fp16=False)
             del model
@@ -131,6 +131,7 @@ def run(job: Job, progress: Progress) -> manifest.Manifest:
             streaming.write_model(
                 checkpoint, recipe, Store(parts, model_file.with_suffix(".bin")), model_file, progress
             )
+        fp16.mark(model_file)
         progress("proving the result", 0, 0)
         checks.append(verify.check_weights(model_file, recipe, spec))
         checks.append(verify.check_fusions(model_file, spec))

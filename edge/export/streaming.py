@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from openvino import opset13 as ops
 
 from edge.export.compress import compress
+from edge.export.fp16 import guard
 from edge.export.graph import OV_TYPE, assemble, build_ends, build_layer
 from edge.export.recipe import Recipe
 from edge.export.store import Store, constants, raw_bytes
@@ -57,7 +58,7 @@ def write_model(
         progress("compressing layer by layer", i, total)
         name = f"layer-{i}"
         if not store.holds(name):
-            layer = make_layer(i)
+            layer = guard(make_layer(i))
             _name_nodes(layer, name)
             store.keep(layer, name)
     progress("compressing embedding and head", spec.num_layers, total)
@@ -69,7 +70,7 @@ def write_model(
             mapped = _compress_rows(ends, checkpoint, Recipe("int8", symmetric=symmetric), store)
         elif recipe.weights != "int4":
             ends = compress(ends, recipe, calibration=None, progress=_silent)
-        _name_nodes(ends, "ends")
+        _name_nodes(guard(ends), "ends")
         store.keep(ends, "ends")
         del ends, mapped  # in this order: OpenVINO's constants do not keep Python's arrays alive
     progress("putting the model together", 0, 0)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from edge.errors import VerificationError
 from edge.export.compress import weight_bits
+from edge.export.fp16 import guard
 from edge.export.graph import build_model
 from edge.export.recipe import Recipe, layer_weights
 from edge.manifest import Check
@@ -45,7 +46,7 @@ def check_graph(checkpoint: Checkpoint, token_ids: Sequence[int]) -> tuple[Check
     spec, weight = _sample(checkpoint)
     ids = np.asarray(token_ids) % spec.vocab_size
     expected = forward.logits(spec, weight, ids.tolist())
-    request = ov.Core().compile_model(build_model(spec, weight), "CPU", EXACT).create_infer_request()
+    request = ov.Core().compile_model(guard(build_model(spec, weight)), "CPU", EXACT).create_infer_request()
     split = max(1, len(ids) - 3)
     parts = [infer(request, ids[:split], 0)]
     parts += [infer(request, ids[i : i + 1], i) for i in range(split, len(ids))]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from openvino import opset13 as ops
 
 from edge.errors import VerificationError
+from edge.export.fp16 import residual_scale
 from edge.manifest import Check
 from edge.model import forward
 from edge.model.checkpoint import Checkpoint
@@ -60,11 +61,12 @@ def _embed(model_file: Path, ids: NDArray[np.int64], properties: dict[str, Any])
     model = ov.Core().read_model(model_file)
     output = _named(model, "model.embed_tokens").output(0)
     part = ov.Model([ops.result(output)], [model.input("input_ids").get_node()], "embedding")
-    return _run(part, {"input_ids": ids[None]}, properties)
+    return _run(part, {"input_ids": ids[None]}, properties) / np.float32(residual_scale(model))
 
 
 def _layer(model_file: Path, hidden: NDArray[np.float32], i: int, properties: dict[str, Any]) -> NDArray[np.float32]:
     model = ov.Core().read_model(model_file)
+    scale = np.float32(residual_scale(model))  # before the cut, which takes the embedding away
     before = "model.embed_tokens" if i == 0 else f"model.layers.{i - 1}.mlp_residual"
     parameter = _cut(model, before, hidden.shape[-1])
     own = [sink for sink in model.get_sinks() if sink.get_variable_id().startswith(f"past_key_values.{i}.")]
@@ -72,19 +74,20 @@ def _layer(model_file: Path, hidden: NDArray[np.float32], i: int, properties: di
     part = ov.Model([end], own, [*model.get_parameters(), parameter], "layer")
     positions = np.arange(len(hidden))[None]
     feeds = {
-        "hidden": hidden[None], "attention_mask": np.ones_like(positions), "position_ids": positions,
+        "hidden": hidden[None] * scale, "attention_mask": np.ones_like(positions), "position_ids": positions,
         "input_ids": np.zeros_like(positions), "beam_idx": np.zeros(1, np.int32),
     }  # fmt: skip
-    return _run(part, feeds, properties)
+    return _run(part, feeds, properties) / scale
 
 
 def _head(
     model_file: Path, hidden: NDArray[np.float32], layers: int, properties: dict[str, Any]
 ) -> NDArray[np.float32]:
     model = ov.Core().read_model(model_file)
+    scale = np.float32(residual_scale(model))
     parameter = _cut(model, f"model.layers.{layers - 1}.mlp_residual", hidden.shape[-1])
     part = ov.Model([ops.result(_named(model, "lm_head").output(0))], [parameter], "head")
-    return _run(part, {"hidden": hidden[None]}, properties)
+    return _run(part, {"hidden": hidden[None] * scale}, properties)
 
 
 def _cut(model: ov.Model, name: str, size: int) -> Any:

@@ -23,7 +23,8 @@ from edge.export import fp16, streaming, verify
 from edge.export.calibration import calibration_samples
 from edge.export.compress import compress
 from edge.export.graph import build_model
-from edge.export.recipe import Recipe
+from edge.export.recipe import SMALL, Recipe
+from edge.export.rehearse import rehearse
 from edge.export.store import Store
 from edge.export.tokenize import export_tokenizer
 from edge.export.verify_parts import check_parts
@@ -139,6 +140,9 @@ def run(job: Job, progress: Progress) -> manifest.Manifest:
             checks.append(verify.check_compression(model_file, reference, proof_ids))
         else:
             checks.append(check_parts(model_file, checkpoint, verify.EXACT))
+        if job.target == "npu" and spec.parameter_count() < SMALL:  # it takes the memory of the whole model twice
+            progress("rehearsing the NPU", 0, 0)
+            checks.append(rehearse(model_file, proof_ids))
         _write_companions(job, work, tokenizer)
         progress("hashing the checkpoint", 0, 0)
         result = _manifest(job, work, checks, tokenizer)

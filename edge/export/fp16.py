@@ -27,6 +27,7 @@ from openvino import opset13 as ops
 from edge.export.graph import PRECISE
 
 RESIDUAL_SCALE = 2.0**-6
+"""Room for values up to 4 million. On the pocket model f16 loses as little with any factor from 1 to 2**-12."""
 _EMBEDDING = "model.embed_tokens"
 _UNSCALED = "/unscaled"
 _VALUE = re.compile(r".*\.self_attn\.v_proj(\.bias_add)?")
@@ -48,9 +49,7 @@ def guard(model: ov.Model) -> ov.Model:
     """
     nodes = {node.get_friendly_name(): node for node in model.get_ops()}
     for name, node in nodes.items():
-        if name == _EMBEDDING:
-            _scale(node, np.float32(RESIDUAL_SCALE))
-        elif _VALUE.fullmatch(name) and f"{name}.bias_add" not in nodes:
+        if name == _EMBEDDING or (_VALUE.fullmatch(name) and f"{name}.bias_add" not in nodes):
             _scale(node, np.float32(RESIDUAL_SCALE))
         elif _GATE_UP.fullmatch(name):
             size = node.get_output_partial_shape(0)[-1].get_length()
@@ -129,7 +128,7 @@ def simulated(model: ov.Model) -> ov.Model:
     return model
 
 
-class _Half(ov.Op):
+class _Half(ov.Op):  # type: ignore[misc]  # OpenVINO comes without types
     """Rounds to f16, in numpy: OpenVINO's own conversions saturate, or are left out by the plugin."""
 
     def __init__(self, inputs: list[Any] | None = None) -> None:

@@ -172,9 +172,9 @@ class Recipe:
         if wrong:
             raise RecipeError(
                 f"the NPU's compiler does not take {wrong}",
-                hint="For the NPU the weights are symmetric int4, all layers in 4 bits, the rest int8_sym, in groups of "
-                f"{_NPU_GROUP} or more, or -1 (one scale per output channel): leave the option out, or export for cpu "
-                "or igpu.",
+                hint="For the NPU the weights are symmetric int4, all layers in 4 bits, the rest int8_sym, in groups "
+                f"of {_NPU_GROUP} or more, or -1 (one scale per output channel): leave the option out, or export for "
+                "cpu or igpu.",
             )
 
 

@@ -101,7 +101,9 @@ def test_activations_beyond_f16_give_the_right_logits(variant: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("missing", ["scaled q", "scaled residual", "marks"])
-def test_without_any_of_the_guards_they_are_wrong(missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_any_of_the_guards_they_are_wrong(
+    missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpoint = wild(tmp_path / "c")
     expected = forward.logits(checkpoint.spec, checkpoint.weight, IDS.tolist())
     if missing == "scaled q":

@@ -83,14 +83,13 @@ def test_an_ir_that_does_not_say_it_is_legal_is_refused(exported: Path, fact: tu
 
 def test_a_prompt_is_refused_above_the_limit_only() -> None:
     check_prompt(1024)
-    with pytest.raises(ContextError, match="1,025 tokens, where .* at most 1,024"):
+    with pytest.raises(ContextError, match=r"1,025 tokens, where .* at most 1,024"):
         check_prompt(1025)
 
 
 @pytest.mark.model
-def test_the_pocket_model_for_the_npu_passes_its_rehearsal(
-    pocket_checkpoint: Path, tmp_path: Path
-) -> None:
+@pytest.mark.slow
+def test_the_pocket_model_for_the_npu_passes_its_rehearsal(pocket_checkpoint: Path, tmp_path: Path) -> None:
     assert _run(["export", str(pocket_checkpoint), str(tmp_path / "out"), "--for", "npu"]) == 0
     checks = {check["name"]: check for check in json.loads((tmp_path / "out" / "edge.json").read_text())["checks"]}
     figures = checks["npu rehearsal"]["figures"]

@@ -76,11 +76,19 @@ def test_equal_to_the_whole_model_at_once(
     assert check_fusions(file).passed
 
 
-def test_the_recipe_is_told_in_the_ir(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["sym", "asym awq", "int8"])
+def test_the_recipe_is_told_in_the_ir_as_nncf_tells_it(name: str, tmp_path: Path) -> None:
     checkpoint = Checkpoint(write_checkpoint(tmp_path / "c", **SIZES))
-    model = ov.Core().read_model(write(checkpoint, RECIPES["sym"], tmp_path / "out"))
-    told = {key: str(value) for key, value in model.get_rt_info(["nncf", "weight_compression"]).value.items()}
-    assert told["mode"] == "int4_sym" and told["group_size"] == "16"
+    whole = compress(build_model(checkpoint.spec, checkpoint.weight), RECIPES[name], calibration=None, progress=quiet)
+    ov.save_model(whole, tmp_path / "whole.xml")
+    told, nncfs = (
+        {key: str(value) for key, value in model.get_rt_info(["nncf", "weight_compression"]).value.items()}
+        for model in (
+            ov.Core().read_model(write(checkpoint, RECIPES[name], tmp_path / "out")),
+            ov.Core().read_model(tmp_path / "whole.xml"),
+        )
+    )
+    assert told == {key: nncfs[key] for key in told} and "mode" in told
 
 
 @pytest.mark.parametrize("made", [0, 1, 2, 3], ids="after {} parts".format)

@@ -22,18 +22,19 @@ from edge.errors import OutputError, RecipeError, VerificationError
 from edge.export import streaming, verify
 from edge.export.calibration import calibration_samples
 from edge.export.compress import compress
+from edge.export.forecast import check_memory
 from edge.export.graph import build_model
 from edge.export.recipe import Recipe
 from edge.export.store import Store
 from edge.export.tokenize import export_tokenizer
 from edge.export.verify_parts import check_parts
-from edge.files import PARTIAL_KEY, check_room, new_folder
+from edge.files import PARTIAL_KEY, check_place, check_room, new_folder
 from edge.messages import Progress
 from edge.model import tokenizer as tokenizers
 from edge.model.checkpoint import Checkpoint
 from edge.model.hub import Located
 from edge.model.layouts import glm_config
-from edge.model.spec import read_json
+from edge.model.spec import GlmSpec, read_json
 
 # Kept beside the IR so that the folder also serves transformers, optimum-intel and GenAI.
 _COMPANIONS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
@@ -65,26 +66,49 @@ def plan(located: Located, out: Path, *, target: str, make_recipe: Callable[[Any
         CheckpointError: the folder is no complete GLM-4 checkpoint.
         RecipeError: the recipe does not fit the model or the device.
         OutputError: `out` is somebody else's folder, or the disk is too full.
+        ResourceError: it would not fit this machine's memory.
     """
+    job = prepare(located, out, target=target, make_recipe=make_recipe)
+    check_machine(job.checkpoint.spec, job.recipe, out)
+    return job
+
+
+def check_machine(spec: GlmSpec, recipe: Recipe, out: Path) -> None:
+    """Refuse an export for which this machine has too little disk or memory."""
+    check_room(out, room_bytes(spec, recipe), f"the export to {out}")
+    check_memory(spec, recipe)
+
+
+def room_bytes(spec: GlmSpec, recipe: Recipe) -> int:
+    """Of disk, to be on the safe side of `Recipe.estimated_bytes`."""
+    return int(1.1 * recipe.estimated_bytes(spec)) + 20_000_000
+
+
+def prepare(located: Located, out: Path, *, target: str, make_recipe: Callable[[Any], Recipe]) -> Job:
+    """`plan` without a look at the machine."""
     check_output(out)
     checkpoint = Checkpoint(located.folder)
     recipe = make_recipe(checkpoint.spec)
     recipe.check(checkpoint.spec, target)
-    source = checkpoint.weight("model.embed_tokens.weight").dtype
+    check_dtype(recipe, checkpoint.weight("model.embed_tokens.weight").dtype)
+    stop_ids = tokenizers.stop_ids(located.folder, checkpoint.spec)
+    return Job(located, checkpoint, recipe, target, out, stop_ids)
+
+
+def check_dtype(recipe: Recipe, source: str) -> None:
+    """Refuse bf16 from a checkpoint in `source` (BF16, F16 or F32) that has none."""
     if recipe.weights == "bf16" and source != "BF16":
         raise RecipeError(
             f"bf16 was asked for, but the checkpoint is in {source}", hint="Ask for fp16, int8 or int4 weights."
         )
-    stop_ids = tokenizers.stop_ids(located.folder, checkpoint.spec)
-    check_room(out, int(1.1 * recipe.estimated_bytes(checkpoint.spec)) + 20_000_000, f"the export to {out}")
-    return Job(located, checkpoint, recipe, target, out, stop_ids)
 
 
 def check_output(out: Path) -> None:
-    """Refuse a place that holds something other than an earlier export."""
+    """Refuse a place that cannot be written, or holds something other than an earlier export."""
     for path in (out, *out.absolute().parents):
         if path.is_file():
             raise OutputError(f"{path} is a file", hint="Name a folder that does not exist yet.")
+    check_place(out)
     if not out.is_dir() or not any(out.iterdir()):
         return
     ours = manifest.files_of(out)

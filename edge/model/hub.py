@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from edge.errors import CheckpointError, DownloadError, UsageError
 from edge.messages import Progress
 from edge.model import pocket
 
-_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+PATTERNS = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -68,8 +69,18 @@ def locate(
 
 
 def _download(name: str, revision: str | None, check: Callable[[Path], None]) -> Located:
-    import httpx
     from huggingface_hub import snapshot_download
+
+    with hub_faults(name, revision):
+        check(Path(snapshot_download(name, revision=revision, allow_patterns=["config.json"])))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=PATTERNS))
+    return Located(folder, name, revision=folder.name)  # a snapshot's folder is named by its commit
+
+
+@contextlib.contextmanager
+def hub_faults(name: str, revision: str | None) -> Iterator[None]:
+    """The Hub's many exceptions, each as a sentence of ours."""
+    import httpx
     from huggingface_hub.errors import (
         HfHubHTTPError,
         HFValidationError,
@@ -79,8 +90,7 @@ def _download(name: str, revision: str | None, check: Callable[[Path], None]) ->
     )
 
     try:
-        check(Path(snapshot_download(name, revision=revision, allow_patterns=["config.json"])))
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=_PATTERNS))
+        yield
     except HFValidationError as error:
         raise CheckpointError(
             f"{name} is no name of a repository", hint="They look like zai-org/glm-4-9b-chat-hf."
@@ -103,4 +113,3 @@ def _download(name: str, revision: str | None, check: Callable[[Path], None]) ->
             hint="Check the network and run the same command again; what has arrived is kept. "
             "A folder downloaded by other means works too.",
         ) from error
-    return Located(folder, name, revision=folder.name)  # a snapshot's folder is named by its commit

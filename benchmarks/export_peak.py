@@ -162,6 +162,7 @@ def _run(work: Path, checkpoint: Path, cold: bool, venv: Path | None) -> dict[st
     run["model_bytes"] = sum((out / f"openvino_model.{ending}").stat().st_size for ending in ("xml", "bin"))
     if venv is None:
         run["stage_seconds"] = stages(stderr, run["wall_seconds"])
+        run["stage_peak_anonymous_bytes"] = stage_peaks(run["stage_seconds"], run["memory_samples"])
         run["checks"] = json.loads((out / "edge.json").read_text(encoding="utf-8"))["checks"]
     shutil.rmtree(place)
     return run
@@ -176,6 +177,16 @@ def stages(stderr: list[Any], wall: float) -> dict[str, float]:
     for (at, name), (end, _) in zip(marks, [*marks[1:], (wall, "")], strict=True):
         seconds[name] = seconds.get(name, 0.0) + end - at
     return {name: round(value, 2) for name, value in seconds.items()}
+
+
+def stage_peaks(seconds: dict[str, float], samples: list[list[float]]) -> dict[str, float | None]:
+    """Peak anonymous memory of each stage, None of one too short to be sampled."""
+    peaks: dict[str, float | None] = {}
+    begin = 0.0
+    for name, taken in seconds.items():
+        peaks[name] = max((held for at, held, _ in samples if begin <= at < begin + taken), default=None)
+        begin += taken
+    return peaks
 
 
 def _without_paths(facts: dict[str, Any]) -> dict[str, Any]:
@@ -225,9 +236,11 @@ def _table(result: dict[str, Any]) -> str:
             ratio = result["ours_to_peer"].get(key)
             row.append("" if ratio is None else f"{ratio:.2f}")
         lines.append("| " + " | ".join(row) + " |")
-    lines += ["", "| stage of ours | s |", "| --- | --- |"]
+    lines += ["", "| stage of ours | s | peak anonymous memory, GB |", "| --- | --- | --- |"]
     run = sorted(result["runs"]["ours"], key=lambda run: run["wall_seconds"])[len(result["runs"]["ours"]) // 2]
-    lines += [f"| {name} | {seconds:.1f} |" for name, seconds in run["stage_seconds"].items()]
+    for name, seconds in run["stage_seconds"].items():
+        peak = run["stage_peak_anonymous_bytes"][name]
+        lines.append(f"| {name} | {seconds:.1f} | {'' if peak is None else f'{peak / 1e9:.1f}'} |")
     return re.sub(r" +\n", "\n", "\n".join(lines)) + "\n"
 
 

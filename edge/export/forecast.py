@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,11 +29,11 @@ from edge.model.checkpoint import Checkpoint, Weight
 from edge.model.spec import GlmSpec
 
 # Memory, in bytes that belong to the process alone.
-_PROGRAM_BYTES = 600_000_000  # Python, OpenVINO, NNCF, transformers
-_LAYER_COPIES = 6.0  # of a layer's weights in f32, while it is compressed
-_WHOLE_BYTES = 9.0  # for each parameter of a model that is calibrated as a whole
-_GRAPH_BYTES = 12.0  # for each parameter, while graph and definition are compared
-_READ_BYTES = 1.0  # of the finished IR, for each of its bytes, while it is compiled
+_PROGRAM_BYTES = 300_000_000  # Python, OpenVINO, NNCF, transformers
+_LAYER_COPIES = 4.0  # of a layer's weights in f32, while it is compressed
+_WHOLE_BYTES = 11.0  # for each parameter of a model that is calibrated as a whole
+_GRAPH_BYTES = 8.0  # for each parameter, while graph and definition are compared
+_READ_BYTES = 0.3  # of the finished IR, for each of its bytes, while it is compiled
 # Time, as multiples of what was measured.
 _START_SECONDS = 6.0  # imports, and converting the tokenizer
 _GRAPH_PASSES = 20.0  # conversions to f32 of the weights on which graph and definition are compared
@@ -200,18 +201,29 @@ def _compression(spec: GlmSpec, recipe: Recipe) -> tuple[float, float]:
 
     Random numbers stand in for the weights: a slice of the checkpoint's columns would be read from all over the disk.
     """
-    wide = _slice(spec, heads=min(_SAMPLE_HEADS, spec.num_heads), width=min(_SAMPLE_WIDTH, spec.intermediate_size))
-    narrow = _slice(spec, heads=1, width=min(128, spec.intermediate_size))
-    narrow = dataclasses.replace(narrow, hidden_size=min(spec.hidden_size, 256))
+    wide = _slice(spec, recipe, heads=_SAMPLE_HEADS, width=_SAMPLE_WIDTH, hidden=spec.hidden_size)
+    narrow = _slice(spec, recipe, heads=1, width=128, hidden=256)
     _compress_slice(narrow, recipe)  # imports, and whatever else happens once
     fixed = min(_compress_slice(narrow, recipe) for _ in range(2))
     whole = min(_compress_slice(wide, recipe) for _ in range(2))
     return fixed, max(whole - fixed, 0.0) / max(layer_weights(wide) - layer_weights(narrow), 1)
 
 
-def _slice(spec: GlmSpec, *, heads: int, width: int) -> GlmSpec:
-    """A layer with fewer heads and a narrower MLP, the same in every input that the recipe groups."""
-    return dataclasses.replace(spec, num_layers=1, num_heads=heads, num_kv_heads=1, intermediate_size=width)
+def _slice(spec: GlmSpec, recipe: Recipe, *, heads: int, width: int, hidden: int) -> GlmSpec:
+    """A layer with about so many heads and channels, in which the recipe's groups still fit every input."""
+    group = max(recipe.group_size, 1)
+
+    def up(size: int, step: int, most: int) -> int:
+        return min(-(-size // step) * step, most)
+
+    return dataclasses.replace(
+        spec,
+        num_layers=1,
+        num_heads=up(heads, math.lcm(group, spec.head_dim) // spec.head_dim, spec.num_heads),
+        num_kv_heads=1,
+        intermediate_size=up(width, group, spec.intermediate_size),
+        hidden_size=up(hidden, group, spec.hidden_size),
+    )
 
 
 def _compress_slice(spec: GlmSpec, recipe: Recipe) -> float:

@@ -92,6 +92,7 @@ def prepare(located: Located, out: Path, *, target: str, make_recipe: Callable[[
     recipe.check(checkpoint.spec, target)
     check_dtype(recipe, checkpoint.weight("model.embed_tokens.weight").dtype)
     stop_ids = tokenizers.stop_ids(located.folder, checkpoint.spec)
+    tokenizers.require(located.folder)
     return Job(located, checkpoint, recipe, target, out, stop_ids)
 
 

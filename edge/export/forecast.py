@@ -36,11 +36,11 @@ _GRAPH_BYTES = 8.0  # for each parameter, while graph and definition are compare
 _READ_BYTES = 0.3  # of the finished IR, for each of its bytes, while it is compiled
 # Time, as multiples of what was measured.
 _START_SECONDS = 6.0  # imports, and converting the tokenizer
-_GRAPH_PASSES = 20.0  # conversions to f32 of the weights on which graph and definition are compared
-_PROOF_PASSES = 4.0  # the same, of the finished IR
+_GRAPH_PASSES = 15.0  # conversions to f32 of the weights on which graph and definition are compared
+_PROOF_PASSES = 7.0  # the same, of the finished IR
 _CALIBRATION_PASSES = 8.0  # multiplications with all weights, for each token of the calibration text
 _CALIBRATION_TOKENS = 2048
-_ENDS_SHARE = 0.5  # of what a layer's weight costs, for one of embedding or head: 8 bits are easier than 4
+_ENDS_SHARE = 1.0  # of what a layer's weight costs, for one of embedding or head
 
 GRAPH_PARAMETERS = 500_000_000
 """At most so many weights are held in f32 while graph and definition are compared."""

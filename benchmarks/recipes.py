@@ -104,7 +104,7 @@ def _reference(folder: Path, windows: Any, out: Path) -> None:
     import openvino as ov
 
     from edge.export.graph import build_model
-    from edge.export.verify import EXACT, infer
+    from edge.export.infer import EXACT, infer
     from edge.model.checkpoint import Checkpoint
 
     checkpoint = Checkpoint(folder)
@@ -122,7 +122,7 @@ def _measure(folder: Path, recipe: Recipe, windows: Any, reference: Path, scratc
     from edge.export.calibration import calibration_samples
     from edge.export.compress import compress, weight_bits
     from edge.export.graph import build_model
-    from edge.export.verify import EXACT, infer, kl_divergence
+    from edge.export.infer import EXACT, infer, kl_divergence
     from edge.model.checkpoint import Checkpoint
     from edge.model.tokenizer import load
 

@@ -27,8 +27,8 @@ def home() -> Path:
     return Path(override).expanduser() if override else platformdirs.user_cache_path("glm4-edge", appauthor=False)
 
 
-def check_room(folder: Path, needed_bytes: int, purpose: str) -> None:
-    """Refuse, before work starts, what the disk under `folder` cannot hold.
+def check_room(folder: Path, needed_bytes: int, purpose: str, variable: str = HOME_VARIABLE) -> None:
+    """Refuse, before work starts, what the disk under `folder` cannot hold; `variable` would move it.
 
     Raises:
         OutputError: less than `needed_bytes` free.
@@ -38,7 +38,7 @@ def check_room(folder: Path, needed_bytes: int, purpose: str) -> None:
     if free < needed_bytes:
         raise OutputError(
             f"{purpose} needs {needed_bytes / 1e9:.2f} GB at {existing}, where {free / 1e9:.2f} GB are free",
-            hint=f"Free some space, name a folder on another disk, or set {HOME_VARIABLE} to one.",
+            hint=f"Free some space, name a folder on another disk, or set {variable} to one.",
         )
 
 
@@ -84,7 +84,7 @@ def new_folder(
     check_place(target)
     target = target.expanduser().resolve()
     work, aside = (target.with_name(f".{target.name}.{ending}") for ending in ("partial", "old"))
-    with _alone(target):
+    with alone(target):
         keep = False
         try:
             if aside.exists() and not target.exists():  # a process was killed between two renames
@@ -105,11 +105,11 @@ def new_folder(
             raise _unwritable(target, error) from error
         finally:
             if not keep:
-                shutil.rmtree(work, ignore_errors=True)
+                _discard(work)
 
 
 @contextlib.contextmanager
-def _alone(target: Path) -> Iterator[None]:
+def alone(target: Path) -> Iterator[None]:
     """Hold a lock on `target`'s name; it lies in the cache, and a killed process holds it no longer."""
     name = hashlib.sha256(str(target).encode()).hexdigest()[:16]
     lock = FileLock(home() / "locks" / f"{name}.lock")
@@ -135,10 +135,16 @@ def _take_up(work: Path, key: str | None) -> None:
     """Leave `work` there if it was begun with the same key, else empty."""
     path = work / PARTIAL_KEY
     if key is None or not path.is_file() or path.read_text(encoding="utf-8") != key:
-        shutil.rmtree(work, ignore_errors=True)
+        _discard(work)
         work.mkdir()
         if key is not None:
             path.write_text(key, encoding="utf-8")
+
+
+def _discard(work: Path) -> None:
+    """Delete `work`, its key first: killed on the way, what is left of it is not taken up."""
+    (work / PARTIAL_KEY).unlink(missing_ok=True)
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

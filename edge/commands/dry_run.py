@@ -162,7 +162,6 @@ def _measured(rates: dict[str, float | None]) -> str:
     names = {
         "read_bytes_per_second": ("reading", 1e9, "GB/s"),
         "sha256_bytes_per_second": ("hashing", 1e9, "GB/s"),
-        "convert_bytes_per_second": ("converting to f32", 1e9, "GB/s"),
         "multiply_per_second": ("multiplying", 1e9, "GFLOP/s"),
         "weight_seconds": ("compressing", 1e-6, "s a million weights"),
     }

@@ -117,7 +117,7 @@ def export_model(
 
     def check(folder: Path) -> None:
         spec = GlmSpec.from_folder(folder)
-        make_recipe(spec).check(spec, target)
+        pipeline.check_recipe(make_recipe(spec), spec, target, out)
 
     with without_torch(), progress_lines() as progress:
         located = hub.locate(model, revision=revision, progress=progress, check=check)

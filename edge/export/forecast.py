@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,33 +23,34 @@ import psutil
 from numpy.typing import NDArray
 
 from edge.errors import ResourceError
-from edge.export.compress import compress
-from edge.export.graph import build_layer
+from edge.export.datafree import DataFree
 from edge.export.recipe import SMALL, Recipe, layer_weights
+from edge.export.streaming import compressed_layers
+from edge.export.verify import PARITY_ROWS, WHOLE_BYTES
 from edge.messages import Progress
 from edge.model.checkpoint import Checkpoint, Weight
 from edge.model.spec import GlmSpec
 
 # Memory, in bytes that belong to the process alone.
 _PROGRAM_BYTES = 300_000_000  # Python, OpenVINO, NNCF, transformers
-_LAYER_COPIES = 4.0  # of a layer's weights in f32, while it is compressed
-_WHOLE_BYTES = 11.0  # for each parameter of a model that is calibrated as a whole
-_GRAPH_BYTES = 8.0  # for each parameter, while graph and definition are compared
-_READ_BYTES = 0.3  # of the finished IR, for each of its bytes, while it is compiled
+_LAYER_BYTES = 1.5  # for each weight of a layer that is compressed from its weights alone
+_LAYER_NNCF_BYTES = 16.0  # the same, where NNCF does it
+_WHOLE_BYTES = 9.0  # for each parameter of a model that is calibrated as a whole
+_GRAPH_BYTES = 8.0  # for each parameter of what is compared with the definition
+_PROOF_BYTES = 0.2  # for each byte of the finished IR, while it is proved
 # Time, as multiples of what was measured.
 _START_SECONDS = 6.0  # imports, and converting the tokenizer
-_GRAPH_PASSES = 15.0  # conversions to f32 of the weights on which graph and definition are compared
-_PROOF_PASSES = 7.0  # the same, of the finished IR
-_CALIBRATION_PASSES = 8.0  # multiplications with all weights, for each token of the calibration text
+_GRAPH_PASSES = 45.0  # times hashing the weights that are compared with the definition
+_PROOF_PASSES = 19.0  # times hashing the finished IR
+_PROOF_SECONDS = 0.3  # for each layer besides
+_CALIBRATION_PASSES = 6.0  # multiplications with all weights, for each token of the calibration text
 _CALIBRATION_TOKENS = 2048
 _ENDS_SHARE = 1.0  # of what a layer's weight costs, for one of embedding or head
 
-GRAPH_PARAMETERS = 500_000_000
-"""At most so many weights are held in f32 while graph and definition are compared."""
 _SAMPLE_BYTES = 256_000_000
 _PIECE = 8_000_000
 _READ_SECONDS = 0.7
-_SAMPLE_HEADS, _SAMPLE_WIDTH = 8, 1024  # of the slice of a layer that is compressed
+_SAMPLE_HEADS, _SAMPLE_WIDTH, _SAMPLE_LAYERS = 8, 1024, 4  # of what is compressed
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,6 @@ class Rates:
     read_bytes_per_second: float | None = None
     """Of the checkpoint itself, from all over it, as much of it cached as is."""
     sha256_bytes_per_second: float | None = None
-    convert_bytes_per_second: float | None = None
-    """From bf16 to f32, bytes of bf16."""
     multiply_per_second: float | None = None
     """Multiplications and additions in f32, both counted."""
     layer_seconds: float | None = None
@@ -91,10 +92,21 @@ class Forecast:
 def memory_bytes(spec: GlmSpec, recipe: Recipe) -> int:
     """Most anonymous memory an export holds at once; pages of mapped files, which the system can drop, left out."""
     per_layer = layer_weights(spec) / spec.num_layers
-    compressing = _WHOLE_BYTES * spec.parameter_count() if recipe.needs_calibration else 4 * _LAYER_COPIES * per_layer
-    graph = _GRAPH_BYTES * min(spec.parameter_count(), GRAPH_PARAMETERS)
-    proving = _READ_BYTES * recipe.estimated_bytes(spec)
+    if recipe.needs_calibration:
+        compressing = _WHOLE_BYTES * spec.parameter_count()
+    else:
+        compressing = (_LAYER_BYTES if DataFree.makes(recipe) else _LAYER_NNCF_BYTES) * per_layer
+    graph = _GRAPH_BYTES * _compared_parameters(spec)
+    proving = _PROOF_BYTES * recipe.estimated_bytes(spec)
     return _PROGRAM_BYTES + int(max(compressing, graph, proving))
+
+
+def _compared_parameters(spec: GlmSpec) -> int:
+    """Of the model or, where it is too large for that, of the part of it that is compared with the definition."""
+    if 4 * spec.parameter_count() > WHOLE_BYTES:
+        vocab, width = min(spec.vocab_size, PARITY_ROWS), min(spec.intermediate_size, PARITY_ROWS)
+        spec = dataclasses.replace(spec, vocab_size=vocab, intermediate_size=width, num_layers=1)
+    return spec.parameter_count()
 
 
 def check_memory(spec: GlmSpec, recipe: Recipe) -> None:
@@ -118,21 +130,18 @@ def forecast(spec: GlmSpec, recipe: Recipe, *, weight_bytes: int, rates: Rates) 
     """Put sizes and rates together. Pure."""
     writes = recipe.estimated_bytes(spec)
     seconds = {"starting, and converting the tokenizer": _START_SECONDS}
-    assumed = [f"{_START_SECONDS:.0f} s to start"]
-    graph_bytes = 2 * min(spec.parameter_count(), GRAPH_PARAMETERS)
-    if rates.convert_bytes_per_second:
-        seconds["checking the graph"] = _GRAPH_PASSES * graph_bytes / rates.convert_bytes_per_second
-    reading = weight_bytes / rates.read_bytes_per_second if rates.read_bytes_per_second else 0.0
-    writing = writes / rates.read_bytes_per_second if rates.read_bytes_per_second else 0.0
+    assumed = [
+        f"{_START_SECONDS:.0f} s to start",
+        f"{_PROOF_SECONDS} s to prove a layer; the other proofs go as hashing does",
+    ]
+    hashed = rates.sha256_bytes_per_second or np.inf
+    seconds["checking the graph"] = _GRAPH_PASSES * 2 * _compared_parameters(spec) / hashed
     if rates.read_bytes_per_second:
         assumed.append("the disk writes as fast as it reads")
     else:
         assumed.append("the disk takes no time: nothing is there to read it from")
-    seconds["compressing"] = reading + writing + _compressing(spec, recipe, rates)
-    if rates.convert_bytes_per_second:
-        seconds["proving the result"] = _PROOF_PASSES * writes / rates.convert_bytes_per_second
-    if rates.sha256_bytes_per_second:
-        seconds["hashing the checkpoint"] = weight_bytes / rates.sha256_bytes_per_second
+    seconds["compressing, and hashing the checkpoint meanwhile"] = _compressing(spec, recipe, weight_bytes, rates)
+    seconds["proving the result"] = _PROOF_SECONDS * spec.num_layers + _PROOF_PASSES * writes / hashed
     return Forecast(
         parameters=spec.parameter_count(),
         read_bytes=weight_bytes,
@@ -144,28 +153,31 @@ def forecast(spec: GlmSpec, recipe: Recipe, *, weight_bytes: int, rates: Rates) 
     )
 
 
-def _compressing(spec: GlmSpec, recipe: Recipe, rates: Rates) -> float:
+def _compressing(spec: GlmSpec, recipe: Recipe, weight_bytes: int, rates: Rates) -> float:
+    """The disk, the hashing and the compression go on at once; the slowest counts, and on few cores the last two."""
     if recipe.needs_calibration:
         work = 2 * spec.parameter_count() * _CALIBRATION_TOKENS * _CALIBRATION_PASSES
-        return work / (rates.multiply_per_second or np.inf)
-    layers = layer_weights(spec)
-    ends = (1 if spec.tie_word_embeddings else 2) * spec.vocab_size * spec.hidden_size
-    per_weight = rates.weight_seconds or 0.0
-    return spec.num_layers * (rates.layer_seconds or 0.0) + per_weight * (layers + _ENDS_SHARE * ends)
+        busy = work / (rates.multiply_per_second or np.inf)
+    else:
+        ends = (1 if spec.tie_word_embeddings else 2) * spec.vocab_size * spec.hidden_size
+        busy = spec.num_layers * (rates.layer_seconds or 0.0)
+        busy += (rates.weight_seconds or 0.0) * (layer_weights(spec) + _ENDS_SHARE * ends)
+    hashing = weight_bytes / (rates.sha256_bytes_per_second or np.inf)
+    cores = os.cpu_count() or 1
+    busy += hashing / cores if cores <= 2 else 0.0  # compressing uses two
+    reading = weight_bytes / (rates.read_bytes_per_second or np.inf)
+    writing = recipe.estimated_bytes(spec) / (rates.read_bytes_per_second or np.inf)
+    return max(busy, hashing, reading) + writing
 
 
 def measure(spec: GlmSpec, recipe: Recipe, checkpoint: Checkpoint | None, progress: Progress) -> Rates:
-    """Run a little of each step; one to three seconds. Without a checkpoint random numbers stand in for it."""
+    """Run a little of each step; one to three seconds. Without a checkpoint nothing is read."""
     progress("measuring this machine", 0, 0)
-    if checkpoint is not None:
-        sample, read = _read_sample(checkpoint.shards)
-    else:
-        sample, read = np.random.default_rng(0).integers(0, 1 << 16, 16_000_000, np.uint16).view(np.uint8), None
-    hashed, converted = sample[:32_000_000], sample[: min(len(sample), 16_000_000) & ~1].view("<u2")
+    sample, read = (np.zeros(_PIECE, np.uint8), None) if checkpoint is None else _read_sample(checkpoint.shards)
+    hashed = sample[:32_000_000]
     rates = Rates(
         read_bytes_per_second=read,
         sha256_bytes_per_second=hashed.nbytes / _best(lambda: hashlib.sha256(hashed.data).digest()),
-        convert_bytes_per_second=converted.nbytes / _best(lambda: Weight(converted, "BF16").f32()),
     )
     if recipe.needs_calibration:
         square = np.ones((2048, 2048), np.float32)
@@ -203,10 +215,10 @@ def _compression(spec: GlmSpec, recipe: Recipe) -> tuple[float, float]:
     """
     wide = _slice(spec, recipe, heads=_SAMPLE_HEADS, width=_SAMPLE_WIDTH, hidden=spec.hidden_size)
     narrow = _slice(spec, recipe, heads=1, width=128, hidden=256)
-    _compress_slice(narrow, recipe)  # imports, and whatever else happens once
-    fixed = min(_compress_slice(narrow, recipe) for _ in range(2))
-    whole = min(_compress_slice(wide, recipe) for _ in range(2))
-    return fixed, max(whole - fixed, 0.0) / max(layer_weights(wide) - layer_weights(narrow), 1)
+    _compress(narrow, recipe)  # imports, and whatever else happens once
+    fixed = min(_compress(narrow, recipe) for _ in range(2))
+    whole = min(_compress(wide, recipe) for _ in range(2))
+    return fixed, max(whole - fixed, 0.0) / max(layer_weights(wide) - layer_weights(narrow), 1) * wide.num_layers
 
 
 def _slice(spec: GlmSpec, recipe: Recipe, *, heads: int, width: int, hidden: int) -> GlmSpec:
@@ -218,7 +230,7 @@ def _slice(spec: GlmSpec, recipe: Recipe, *, heads: int, width: int, hidden: int
 
     return dataclasses.replace(
         spec,
-        num_layers=1,
+        num_layers=_SAMPLE_LAYERS if DataFree.makes(recipe) else 1,  # the first goes two at a time
         num_heads=up(heads, math.lcm(group, spec.head_dim) // spec.head_dim, spec.num_heads),
         num_kv_heads=1,
         intermediate_size=up(width, group, spec.intermediate_size),
@@ -226,15 +238,22 @@ def _slice(spec: GlmSpec, recipe: Recipe, *, heads: int, width: int, hidden: int
     )
 
 
-def _compress_slice(spec: GlmSpec, recipe: Recipe) -> float:
-    tile = (np.random.default_rng(0).standard_normal(1 << 20, np.float32) * 0.02).view(np.uint32) >> 16
+def _compress(spec: GlmSpec, recipe: Recipe) -> float:
+    """Seconds for each layer, where each has the same random weights."""
+    tile = ((np.random.default_rng(0).standard_normal(1 << 20, np.float32) * 0.02).view(np.uint32) >> 16).astype("<u2")
+    shapes = spec.tensor_shapes()
     kept = {  # OpenVINO's constants do not keep Python's arrays alive
-        name: Weight(np.resize(tile.astype("<u2"), shape), "BF16")
-        for name, shape in spec.tensor_shapes().items()
-        if name.startswith("model.layers.")
+        name: Weight(np.resize(tile, shapes[name]), "BF16") for name in shapes if name.startswith("model.layers.0.")
     }
-    layer = build_layer(spec, kept.__getitem__, 0)
-    return _seconds(lambda: compress(layer, recipe, calibration=None, progress=_silent, part=True))
+
+    def weight(name: str) -> Weight:
+        return kept[re.sub(r"layers\.\d+", "layers.0", name)]
+
+    def work() -> None:
+        for layer in compressed_layers(spec, weight, recipe, range(spec.num_layers)):
+            del layer
+
+    return _seconds(work) / spec.num_layers
 
 
 def _seconds(work: Callable[[], Any]) -> float:
@@ -246,7 +265,3 @@ def _seconds(work: Callable[[], Any]) -> float:
 def _best(work: Callable[[], Any]) -> float:
     """Of three, the time when least else was going on; the first also starts threads."""
     return min(_seconds(work) for _ in range(3))
-
-
-def _silent(stage: str, done: int, total: int) -> None:
-    """Told as one measurement."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import importlib.metadata
 import json
 import shutil
@@ -19,15 +18,15 @@ import openvino as ov
 
 from edge import manifest
 from edge.errors import OutputError, RecipeError, VerificationError
-from edge.export import streaming, verify
+from edge.export import streaming, verify, verify_ir, verify_parts, verify_text
 from edge.export.calibration import calibration_samples
 from edge.export.compress import compress
+from edge.export.digests import Digests
 from edge.export.forecast import check_memory
 from edge.export.graph import build_model
 from edge.export.recipe import Recipe
 from edge.export.store import Store
 from edge.export.tokenize import export_tokenizer
-from edge.export.verify_parts import check_parts
 from edge.files import PARTIAL_KEY, check_place, check_room, new_folder
 from edge.messages import Progress
 from edge.model import tokenizer as tokenizers
@@ -41,7 +40,7 @@ _COMPANIONS = ("config.json", "generation_config.json", "tokenizer.json", "token
                "special_tokens_map.json", "chat_template.jinja")  # fmt: skip
 _READ = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
          "chat_template.jinja")  # fmt: skip
-_PARTS = "parts"
+_PARTS, _SPENT = "parts", "parts-spent"
 _FULL_BYTES = 64_000_000  # a write of OpenVINO's that fails with less than this left failed for want of it
 _WORTH_KEEPING = 1_000_000_000  # parameters; about half a minute of work
 _PACKAGES = ("openvino", "openvino-tokenizers", "nncf", "transformers", "numpy")
@@ -73,17 +72,6 @@ def plan(located: Located, out: Path, *, target: str, make_recipe: Callable[[Any
     return job
 
 
-def check_machine(spec: GlmSpec, recipe: Recipe, out: Path) -> None:
-    """Refuse an export for which this machine has too little disk or memory."""
-    check_room(out, room_bytes(spec, recipe), f"the export to {out}")
-    check_memory(spec, recipe)
-
-
-def room_bytes(spec: GlmSpec, recipe: Recipe) -> int:
-    """Of disk, to be on the safe side of `Recipe.estimated_bytes`."""
-    return int(1.1 * recipe.estimated_bytes(spec)) + 20_000_000
-
-
 def prepare(located: Located, out: Path, *, target: str, make_recipe: Callable[[Any], Recipe]) -> Job:
     """`plan` without a look at the machine."""
     check_output(out)
@@ -94,6 +82,29 @@ def prepare(located: Located, out: Path, *, target: str, make_recipe: Callable[[
     stop_ids = tokenizers.stop_ids(located.folder, checkpoint.spec)
     tokenizers.require(located.folder)
     return Job(located, checkpoint, recipe, target, out, stop_ids)
+
+
+def check_recipe(recipe: Recipe, spec: GlmSpec, target: str, out: Path) -> None:
+    """What config.json alone can tell: called before a download, too.
+
+    Raises:
+        RecipeError: the recipe does not fit the model or the device.
+        OutputError: the disk is too full.
+        ResourceError: it would not fit this machine's memory.
+    """
+    recipe.check(spec, target)
+    check_machine(spec, recipe, out)
+
+
+def check_machine(spec: GlmSpec, recipe: Recipe, out: Path) -> None:
+    """Refuse an export for which this machine has too little disk or memory."""
+    check_room(out, room_bytes(spec, recipe), f"the export to {out}")
+    check_memory(spec, recipe)
+
+
+def room_bytes(spec: GlmSpec, recipe: Recipe) -> int:
+    """Of disk, to be on the safe side of `Recipe.estimated_bytes`."""
+    return int(1.1 * recipe.estimated_bytes(spec)) + 20_000_000
 
 
 def check_dtype(recipe: Recipe, source: str) -> None:
@@ -127,6 +138,13 @@ def run(job: Job, progress: Progress) -> manifest.Manifest:
     Raises:
         VerificationError: the result did not prove right; `job.out` is as it was before.
     """
+    folder = job.located.folder
+    read = [folder / name for name in _READ if (folder / name).is_file()] + job.checkpoint.shards
+    with Digests(read) as digests:
+        return _run(job, digests, progress)
+
+
+def _run(job: Job, digests: Digests, progress: Progress) -> manifest.Manifest:
     checkpoint, recipe, spec = job.checkpoint, job.recipe, job.checkpoint.spec
     progress("reading the tokenizer", 0, 0)
     tokenizer = tokenizers.load(job.located.folder)
@@ -136,13 +154,20 @@ def run(job: Job, progress: Progress) -> manifest.Manifest:
             hint="tokenizer.json and the weights do not belong together.",
         )
     proof_ids = calibration_samples(tokenizer, count=1, length=128, held_out=True)[0]
-    checks = []
+    checks: list[manifest.Check] = []
+
+    def keep(check: manifest.Check) -> None:
+        if not check.passed:
+            raise VerificationError(str(check.message), hint=f"Nothing was kept. {check.hint}")
+        checks.append(check)
+
     with new_folder(job.out, key=_key(job), may_replace=check_output) as work, _full_disk_is_told(work):
+        _keep_only_parts(work)
         progress("converting the tokenizer", 0, 0)
-        checks.append(export_tokenizer(tokenizer, work))
+        keep(export_tokenizer(tokenizer, work))
         progress("checking the graph", 0, 0)
         graph, reference = verify.check_graph(checkpoint, proof_ids)
-        checks.append(graph)
+        keep(graph)
         model_file = work / manifest.MODEL_FILE
         if recipe.needs_calibration:
             model = build_model(spec, checkpoint.weight)
@@ -154,21 +179,37 @@ def run(job: Job, progress: Progress) -> manifest.Manifest:
         else:
             parts = work / _PARTS
             streaming.write_model(
-                checkpoint, recipe, Store(parts, model_file.with_suffix(".bin")), model_file, progress
-            )
-        progress("proving the result", 0, 0)
-        checks.append(verify.check_weights(model_file, recipe, spec))
-        checks.append(verify.check_fusions(model_file, spec))
-        if reference is not None:
-            checks.append(verify.check_compression(model_file, reference, proof_ids))
-        else:
-            checks.append(check_parts(model_file, checkpoint, verify.EXACT))
+                checkpoint, recipe, Store(parts, model_file.with_suffix(".bin")), model_file, progress,
+                done_with=digests.done_with,
+            )  # fmt: skip
         _write_companions(job, work, tokenizer)
-        progress("hashing the checkpoint", 0, 0)
-        result = _manifest(job, work, checks, tokenizer)
+        progress("proving the result", 0, 0)
+        keep(verify_text.check_template(work, tokenizer))
+        keep(verify_text.check_stop_ids(work, tokenizer, job.stop_ids))
+        keep(verify_ir.check_weights(model_file, recipe))
+        keep(verify_ir.check_fusions(model_file))
+        keep(verify_ir.check_lengths(model_file, spec.vocab_size, spec.context_length))
+        keep(verify_parts.check_rows(model_file, checkpoint))
+        if reference is not None:
+            keep(verify.check_compression(model_file, reference, proof_ids))
+        else:
+            keep(verify_parts.check_parts(model_file, checkpoint))
+        result = _manifest(job, work, checks, tokenizer, digests.result())
         result.write(work)
-        shutil.rmtree(work / _PARTS, ignore_errors=True)  # until here an interrupted export could go on from them
+        if (work / _PARTS).exists():  # until here an interrupted export could go on from them
+            (work / _PARTS).rename(work / _SPENT)  # all of them at once: half of them would not give the same model
+        shutil.rmtree(work / _SPENT, ignore_errors=True)
     return result
+
+
+def _keep_only_parts(work: Path) -> None:
+    """Of what an interrupted export left, all is made again except the parts and their weights."""
+    weights = Path(manifest.MODEL_FILE).with_suffix(".bin").name
+    for path in work.iterdir():
+        if path.is_dir() and path.name != _PARTS:
+            shutil.rmtree(path)
+        elif path.is_file() and path.name not in (PARTIAL_KEY, weights):
+            path.unlink()
 
 
 @contextlib.contextmanager
@@ -201,9 +242,10 @@ def _write_companions(job: Job, work: Path, tokenizer: Any) -> None:
     for name in _COMPANIONS:
         if (source / name).is_file():
             shutil.copyfile(source / name, work / name)
-    if not (work / "tokenizer.json").is_file():
+    chatglm = job.checkpoint.spec.model_type == "chatglm"  # whose files would ask for remote code
+    if chatglm or not (work / "tokenizer.json").is_file():
         tokenizers.save(tokenizer, work)
-    if job.checkpoint.spec.model_type == "chatglm":  # otherwise the folder would ask for remote code
+    if chatglm:
         config = {"architectures": ["GlmForCausalLM"], "model_type": "glm"}
         config |= glm_config(read_json(source / "config.json"), str(source))
         _write_json(work / "config.json", config)
@@ -216,10 +258,10 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
 
 
-def _manifest(job: Job, work: Path, checks: list[manifest.Check], tokenizer: Any) -> manifest.Manifest:
+def _manifest(
+    job: Job, work: Path, checks: list[manifest.Check], tokenizer: Any, digests: dict[str, str]
+) -> manifest.Manifest:
     spec = job.checkpoint.spec
-    folder = job.located.folder
-    read = [folder / name for name in _READ if (folder / name).is_file()] + job.checkpoint.shards
     versions = {name: importlib.metadata.version(name) for name in ("glm4-edge", *_PACKAGES)}
     versions["python"] = sys.version.split()[0]
     return manifest.Manifest(
@@ -229,7 +271,7 @@ def _manifest(job: Job, work: Path, checks: list[manifest.Check], tokenizer: Any
             model=job.located.name,
             description=job.located.description,
             revision=job.located.revision,
-            sha256={path.name: _sha256(path) for path in read},
+            sha256=digests,
         ),
         architecture=manifest.Architecture(
             model_type=spec.model_type,
@@ -252,11 +294,3 @@ def _manifest(job: Job, work: Path, checks: list[manifest.Check], tokenizer: Any
         },
         checks=checks,
     )
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

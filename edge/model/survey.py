@@ -8,8 +8,10 @@ from pathlib import Path
 
 from edge.errors import CheckpointError
 from edge.messages import Progress
-from edge.model import hub, pocket
+from edge.model import download, hub, pocket
 from edge.model.spec import GlmSpec, read_json
+
+_WEIGHTS = "model*.safetensors"
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Remote:
 
 
 def survey(name: str, *, revision: str | None, progress: Progress) -> hub.Located | Remote:
-    """What `locate` would find or fetch; of a repository on the Hub nothing but `config.json` is fetched.
+    """What `locate` would find or fetch; of a repository on the Hub nothing but the configs is fetched.
 
     Raises:
         CheckpointError, DownloadError: as `locate`.
@@ -44,8 +46,8 @@ def survey(name: str, *, revision: str | None, progress: Progress) -> hub.Locate
         )  # fmt: skip
     if name == pocket.NAME or not hub.is_repository(name):
         return hub.locate(name, revision=revision, progress=progress)
-    progress("asking the Hugging Face Hub", 0, 0)
-    with hub.hub_faults(name, revision):
+    progress(f"looking up {name}", 0, 0)
+    with download.told(name, revision):
         return _survey_hub(name, revision)
 
 
@@ -59,32 +61,42 @@ def _survey_hub(name: str, revision: str | None) -> hub.Located | Remote:
     except (RepositoryNotFoundError, RevisionNotFoundError):
         raise
     except (HfHubHTTPError, httpx.HTTPError, OSError):  # an export would take what is here already
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=hub.PATTERNS, local_files_only=True))
+        folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
         return hub.Located(folder, name, revision=folder.name)
-    sizes = {
-        file.rfilename: int(file.size or 0)
+    files = {
+        file.rfilename: file
         for file in info.siblings or []
-        if any(fnmatch.fnmatch(file.rfilename, pattern) for pattern in hub.PATTERNS)
+        if "/" not in file.rfilename  # subfolders hold copies for other programs
+        and any(fnmatch.fnmatch(file.rfilename, pattern) for pattern in [*download.SMALL, _WEIGHTS])
     }
+    sizes = {file: int(found.size or 0) for file, found in files.items()}
     if "config.json" not in sizes:
         raise CheckpointError(
             f"{name} is no checkpoint: it has no config.json",
-            hint="Name a repository with config.json and safetensors.",
+            hint="Name a repository with config.json and *.safetensors files; GGUF is not read.",
         )
-    weights = [file for file in sizes if file.endswith(".safetensors")]
-    path = Path(hf_hub_download(name, "config.json", revision=info.sha))
-    spec = GlmSpec.from_config(read_json(path), origin=name)
+    for file in download.CONFIGS:
+        if file in sizes:
+            path = Path(hf_hub_download(name, file, revision=info.sha)).with_name("config.json")
+    spec = GlmSpec.from_folder(path.parent)
+    weights = [file for file in sizes if fnmatch.fnmatch(file, _WEIGHTS)]
     if not weights:
         raise CheckpointError(
-            f"{name} holds no *.safetensors", hint="Name a repository that does; .bin and .gguf files are not read."
+            f"{name} holds no *.safetensors", hint="Name a repository that does; .bin and GGUF are not read."
         )
     missing = [file for file in sizes if not isinstance(try_to_load_from_cache(name, file, revision=info.sha), str)]
     if not missing:
         return hub.Located(path.parent, name, revision=info.sha)
     config = read_json(path)
     dtype = {"float16": "F16", "float32": "F32"}.get(str(config.get("dtype", config.get("torch_dtype"))), "BF16")
-    needed = sum(sizes[file] for file in missing)
+    cache = Path(constants.HF_HUB_CACHE)
+    blobs = cache / f"models--{name.replace('/', '--')}" / "blobs"
+    kept = 0  # of files that an earlier download left unfinished
+    for file in missing:
+        lfs = files[file].lfs
+        partial = blobs / f"{lfs.sha256 if lfs else files[file].blob_id}.incomplete"
+        kept += partial.stat().st_size if partial.is_file() else 0
+    needed = sum(sizes[file] for file in missing) - kept
     return Remote(
-        name, spec, dtype, sum(sizes[file] for file in weights), "the Hugging Face Hub", needed,
-        Path(constants.HF_HUB_CACHE), needed,
-    )  # fmt: skip
+        name, spec, dtype, sum(sizes[file] for file in weights), "the Hugging Face Hub", needed, cache, needed
+    )

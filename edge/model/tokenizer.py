@@ -41,11 +41,12 @@ def load(folder: Path) -> Any:
         if source == json_file:
             return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
         config = read_json(folder / "tokenizer_config.json")
+        template = folder / "chat_template.jinja"
         return PreTrainedTokenizerFast(
             tokenizer_object=_from_ranks(ranks_file, config),
             eos_token=config.get("eos_token"),
             pad_token=config.get("pad_token"),
-            chat_template=config.get("chat_template"),
+            chat_template=template.read_text(encoding="utf-8") if template.is_file() else config.get("chat_template"),
             model_max_length=config.get("model_max_length", 128000),
             clean_up_tokenization_spaces=False,
             padding_side="left",

@@ -106,7 +106,7 @@ def test_held_out_text_is_not_what_was_calibrated_with() -> None:
 
 @pytest.mark.slow
 def test_the_pocket_model_keeps_its_mind(pocket_checkpoint: Path, tmp_path: Path) -> None:
-    from edge.export.verify import EXACT, infer, kl_divergence
+    from edge.export.infer import EXACT, infer, kl_divergence
     from edge.model.tokenizer import load
 
     checkpoint = Checkpoint(pocket_checkpoint)

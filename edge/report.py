@@ -33,6 +33,8 @@ def summary(made: Manifest) -> str:
             lines.append(f"  Warning: {check.message}. {check.hint or ''}".rstrip())
         if check.name == "compression" and check.figures["top1_agreement"] < _POOR_AGREEMENT:
             lines.append("  That is noticeably worse than the checkpoint; --weights int8 keeps more.")
+    if made.target == "npu" and all(check.name != "npu rehearsal" for check in made.checks):
+        lines.append("  not rehearsed for the NPU: that would take the memory of the whole model")
     return "\n".join(lines)
 
 
@@ -82,6 +84,10 @@ _CHECKS: dict[str, Callable[[dict[str, Any]], str]] = {
     "compression": lambda f: (
         f"the answers: the checkpoint's next token {f['top1_agreement']:.0%} of the time (KL {f['kl_mean']:.3f}) "
         f"over {f['tokens']} tokens"
+    ),
+    "npu rehearsal": lambda f: (
+        f"the NPU's fixed shapes, rehearsed {f['ran']}: {f['same_tokens']} of {f['tokens']} tokens as on the CPU's own "
+        f"road, logits within {f['logit_distance']:.1g} at scale {f['logit_scale']:.0f}"
     ),
     "parts": lambda f: (
         "the parts: " + ", ".join(f"{name} {error:.0%}" for name, error in f.items()) + " away from the checkpoint"

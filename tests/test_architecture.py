@@ -14,7 +14,7 @@ import pytest
 import edge
 
 PACKAGE = Path(edge.__file__).parent
-CORE = {"errors", "manifest", "messages", "files"}
+CORE = {"errors", "manifest", "messages", "files", "npu"}
 # room → rooms it may import, besides core and itself
 ARROWS = {
     "core": set(),

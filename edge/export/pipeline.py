@@ -18,13 +18,14 @@ import openvino as ov
 
 from edge import manifest
 from edge.errors import OutputError, RecipeError, VerificationError
-from edge.export import streaming, verify, verify_ir, verify_parts, verify_text
+from edge.export import fp16, streaming, verify, verify_ir, verify_parts, verify_text
 from edge.export.calibration import calibration_samples
 from edge.export.compress import compress
 from edge.export.digests import Digests
 from edge.export.forecast import check_memory
 from edge.export.graph import build_model
-from edge.export.recipe import Recipe
+from edge.export.recipe import SMALL, Recipe
+from edge.export.rehearse import rehearse
 from edge.export.store import Store
 from edge.export.tokenize import export_tokenizer
 from edge.files import PARTIAL_KEY, check_place, check_room, new_folder
@@ -172,7 +173,7 @@ def _run(job: Job, digests: Digests, progress: Progress) -> manifest.Manifest:
         if recipe.needs_calibration:
             model = build_model(spec, checkpoint.weight)
             samples = calibration_samples(tokenizer)
-            model = compress(model, recipe, calibration=samples, progress=progress)
+            model = fp16.guard(compress(model, recipe, calibration=samples, progress=progress))
             progress("writing the model", 0, 0)
             ov.save_model(model, model_file, compress_to_fp16=False)
             del model
@@ -182,6 +183,7 @@ def _run(job: Job, digests: Digests, progress: Progress) -> manifest.Manifest:
                 checkpoint, recipe, Store(parts, model_file.with_suffix(".bin")), model_file, progress,
                 done_with=digests.done_with,
             )  # fmt: skip
+        fp16.mark(model_file)
         _write_companions(job, work, tokenizer)
         progress("proving the result", 0, 0)
         keep(verify_text.check_template(work, tokenizer))
@@ -194,6 +196,9 @@ def _run(job: Job, digests: Digests, progress: Progress) -> manifest.Manifest:
             keep(verify.check_compression(model_file, reference, proof_ids))
         else:
             keep(verify_parts.check_parts(model_file, checkpoint))
+        if job.target == "npu" and spec.parameter_count() < SMALL:  # it takes the memory of the whole model twice
+            progress("rehearsing the NPU", 0, 0)
+            keep(rehearse(model_file, proof_ids))
         result = _manifest(job, work, checks, tokenizer, digests.result())
         result.write(work)
         if (work / _PARTS).exists():  # until here an interrupted export could go on from them

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from edge.export.compress import compress
 from edge.export.datafree import DataFree, decompression, facts
+from edge.export.fp16 import guard
 from edge.export.graph import assemble, build_ends, build_layer
 from edge.export.quantize import Quantized, blocks_of_rows, quantize
 from edge.export.recipe import Recipe
@@ -64,7 +65,7 @@ def write_model(
     )
     progress("compressing layer by layer", total - 1 - len(missing), total)
     for i, layer in zip(missing, made, strict=True):
-        _name_nodes(layer, f"layer-{i}")
+        _name_nodes(guard(layer), f"layer-{i}")
         store.keep(layer, f"layer-{i}")
         done_with(_bytes_of_layer(checkpoint, i))
         progress("compressing layer by layer", i + 1, total)
@@ -77,7 +78,7 @@ def write_model(
             mapped = _round_rows(ends, checkpoint, symmetric, store)
         elif recipe.weights != "int4":
             ends = compress(ends, recipe, calibration=None, progress=_silent)
-        _name_nodes(ends, "ends")
+        _name_nodes(guard(ends), "ends")
         store.keep(ends, "ends")
         del ends, mapped  # in this order: OpenVINO's constants do not keep Python's arrays alive
     progress("putting the model together", 0, 0)

@@ -11,6 +11,7 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
+from edge.export.fp16 import guard
 from edge.export.graph import build_model
 from edge.export.infer import EXACT, infer, kl_divergence
 from edge.manifest import Check
@@ -40,7 +41,7 @@ def check_graph(checkpoint: Checkpoint, token_ids: Sequence[int]) -> tuple[Check
     whole = spec is checkpoint.spec
     ids = np.asarray(token_ids if whole else token_ids[:_PARITY_TOKENS]) % spec.vocab_size
     expected = forward.logits(spec, weight, ids.tolist())
-    request = ov.Core().compile_model(build_model(spec, weight), "CPU", EXACT).create_infer_request()
+    request = ov.Core().compile_model(guard(build_model(spec, weight)), "CPU", EXACT).create_infer_request()
     split = max(1, len(ids) - 3)
     parts = [infer(request, ids[:split], 0)]
     parts += [infer(request, ids[i : i + 1], i) for i in range(split, len(ids))]

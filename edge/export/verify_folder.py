@@ -15,7 +15,8 @@ from edge import manifest
 from edge.errors import EdgeError, ModelError
 from edge.export import ir, verify, verify_ir, verify_parts, verify_text
 from edge.export.calibration import calibration_samples
-from edge.export.recipe import Recipe
+from edge.export.recipe import SMALL, Recipe
+from edge.export.rehearse import rehearse
 from edge.manifest import Check, Manifest
 from edge.messages import Progress
 from edge.model import forward
@@ -137,6 +138,10 @@ def _model_steps(subject: _Subject) -> Iterator[Step]:
         "running prompts of many lengths",
         lambda: verify_ir.check_lengths(file, spec.vocab_size, spec.context_length),
     )
+    if subject.made is not None and subject.made.target == "npu" and spec.parameter_count() < SMALL:
+        tokenizer = tokenizers.load(subject.folder)
+        ids = calibration_samples(tokenizer, count=1, length=128, held_out=True)[0]
+        yield "npu rehearsal", "rehearsing the NPU", lambda: rehearse(file, ids)
     if checkpoint is not None:
         yield from against_steps(file, checkpoint, ours=ours)
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from openvino import opset13 as ops
 
 from edge.export import ir
+from edge.export.fp16 import POST_NORM, UNSCALED, residual_scale
 from edge.export.graph import rotary_row_order
 from edge.export.infer import EXACT
 from edge.manifest import Check
@@ -126,6 +127,7 @@ def _row_order(spec: GlmSpec, kind: str) -> NDArray[np.int64] | None:
 def _vectors(model: ov.Model, checkpoint: Checkpoint) -> tuple[int, list[str]]:
     """How many norms and biases were found by their names, and which differ from the checkpoint's."""
     spec, wrong, found = checkpoint.spec, [], 0
+    scale = np.float32(residual_scale(model))
     nodes = {node.get_friendly_name(): node for node in model.get_ops()}
     for name, shape in spec.tensor_shapes().items():
         if len(shape) > 1:
@@ -134,7 +136,9 @@ def _vectors(model: ov.Model, checkpoint: Checkpoint) -> tuple[int, list[str]]:
         expected = checkpoint.weight(name)
         order = _row_order(spec, name.split(".")[-2]) if name.endswith(".bias") else None
         values = (expected if order is None else expected.rows(order)).f32()
-        node = nodes.get(place)
+        if POST_NORM.fullmatch(name):
+            values *= scale
+        node = nodes.get(place + UNSCALED) or nodes.get(place)
         constant = None if node is None else node.input_value(1).get_node()
         if constant is None or constant.get_type_name() != "Constant":
             wrong.append(name)
@@ -157,24 +161,26 @@ def _embed(model_file: Path, ids: NDArray[np.int64]) -> NDArray[np.float32]:
 
 def _layer(model_file: Path, hidden: NDArray[np.float32], i: int) -> NDArray[np.float32]:
     model = ov.Core().read_model(model_file)
+    scale = np.float32(residual_scale(model))  # before the cut, which takes the embedding away
     parameter = _cut(model, i - 1, hidden.shape[-1])
     end: Any = ir.layer_end(model, i)
     end = ops.result(end.output(0))
     part = ov.Model([end], ir.sinks_for(model, [end]), [*model.get_parameters(), parameter], "layer")
     positions = np.arange(len(hidden))[None]
     feeds = {
-        "hidden": hidden[None], "attention_mask": np.ones_like(positions), "position_ids": positions,
+        "hidden": hidden[None] * scale, "attention_mask": np.ones_like(positions), "position_ids": positions,
         "input_ids": np.zeros_like(positions), "beam_idx": np.zeros(1, np.int32),
     }  # fmt: skip
-    return _run(part, feeds)
+    return _run(part, feeds) / scale
 
 
 def _head(model_file: Path, hidden: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:
     model = ov.Core().read_model(model_file)
+    scale = np.float32(residual_scale(model))
     ir.slice_ends(model, rows)
     parameter = _cut(model, ir.num_layers(model) - 1, hidden.shape[-1])
     logits = model.output("logits").get_node().input_value(0)
-    return _run(ov.Model([ops.result(logits)], [parameter], "head"), {"hidden": hidden[None]})
+    return _run(ov.Model([ops.result(logits)], [parameter], "head"), {"hidden": hidden[None] * scale})
 
 
 def _cut(model: ov.Model, layer: int, size: int) -> Any:
@@ -184,6 +190,9 @@ def _cut(model: ov.Model, layer: int, size: int) -> Any:
     if layer < 0:
         weights = ir.weights_of(model)
         node = next(weight.consumer for weight in weights if weight.kind in (ir.EMBEDDING, ir.TIED))
+        if node.get_friendly_name().endswith(UNSCALED):
+            (reader,) = node.output(0).get_target_inputs()
+            node = reader.get_node()
     else:
         node = ir.layer_end(model, layer)
     node.output(0).replace(parameter.output(0))

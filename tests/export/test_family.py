@@ -12,7 +12,7 @@ import openvino as ov
 import pytest
 
 from edge.cli import _run
-from edge.export.verify import EXACT, infer
+from edge.export.infer import EXACT, infer
 from edge.files import HOME_VARIABLE
 from edge.model.checkpoint import Checkpoint
 from tests.conftest import split_into_shards, write_chatglm, write_checkpoint, write_safetensors

@@ -22,7 +22,7 @@ from edge.model.checkpoint import Checkpoint
 from tests.conftest import write_chatglm, write_checkpoint
 
 SIZES: dict[str, Any] = {"vocab_size": 320, "hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
-OPTIONS = ["--group-size", "16", "--sym", "--ratio", "1", "--for", "npu"]
+OPTIONS = ["--group-size", "-1", "--sym", "--ratio", "1", "--for", "npu"]
 
 
 @pytest.fixture(autouse=True)
@@ -73,8 +73,8 @@ def places(folder: Path) -> dict[str, tuple[int, int]]:
 def test_a_right_model_passes(exported: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, checks, _ = outcome(capsys, str(exported), "--against", str(checkpoint))
     assert code == 0
-    assert list(checks) == ["files", "tokenizer", "template", "stop ids", "weights", "fusions", "lengths", "rows",
-                            "compression"]  # fmt: skip
+    assert list(checks) == ["files", "tokenizer", "template", "stop ids", "weights", "fusions", "lengths",
+                            "npu rehearsal", "rows", "compression"]  # fmt: skip
     assert all(check["passed"] and check["message"] is None for check in checks.values())
     kept = {check["name"] for check in json.loads((exported / "edge.json").read_text())["checks"]}
     assert kept == {*checks, "graph parity"} - {"files"}, "an export runs the same checks"
@@ -84,7 +84,7 @@ def test_the_table_says_what_was_not_checked(exported: Path, capsys: pytest.Capt
     assert _run(["verify", str(exported)]) == 0
     out = capsys.readouterr().out
     assert "not compared with a checkpoint" in out and "--against" in out
-    assert "i4 sym, groups of 16 (3 matrices)" in out and "7 checks, 0 failed, 0 with a warning" in out
+    assert "i4 sym, per channel (3 matrices)" in out and "8 checks, 0 failed, 0 with a warning" in out
 
 
 def truncate(folder: Path) -> None:
@@ -152,8 +152,8 @@ def claim_other_groups(folder: Path) -> None:
         (edit_template, {"template"}, "another chat template"),
         (remove_eos, {"stop ids"}, "[2] belongs among them"),
         (swap_tokenizer, {"tokenizer", "template"}, "differs from the checkpoint's on"),
-        (put_nan, {"weights", "lengths", "rows", "compression"}, "an infinity or a NaN"),
-        (claim_other_groups, {"weights"}, "groups of 16, where the recipe (int4, groups of 32)"),
+        (put_nan, {"weights", "lengths", "npu rehearsal", "rows", "compression"}, "an infinity or a NaN"),
+        (claim_other_groups, {"weights"}, "per channel, where the recipe (int4, groups of 32)"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )  # fmt: skip

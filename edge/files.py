@@ -33,13 +33,34 @@ def check_room(folder: Path, needed_bytes: int, purpose: str, variable: str = HO
     Raises:
         OutputError: less than `needed_bytes` free.
     """
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    existing = existing_part(folder)
     free = shutil.disk_usage(existing).free
     if free < needed_bytes:
         raise OutputError(
             f"{purpose} needs {needed_bytes / 1e9:.2f} GB at {existing}, where {free / 1e9:.2f} GB are free",
             hint=f"Free some space, name a folder on another disk, or set {variable} to one.",
         )
+
+
+def existing_part(folder: Path) -> Path:
+    """The folder itself, or the nearest one above it that exists: it lies on the same disk."""
+    return next(path for path in (folder, *folder.absolute().parents) if path.exists())
+
+
+def check_place(target: Path) -> None:
+    """Refuse a place where no folder can be put.
+
+    Raises:
+        OutputError: it is the folder one is in, or around it, or may not be written.
+    """
+    target = target.expanduser().resolve()
+    if target == Path.cwd() or target in Path.cwd().parents:
+        raise OutputError(
+            f"{target} is the folder you are in, or one around it", hint="Name a folder that does not exist yet."
+        )
+    above = existing_part(target.parent)
+    if not os.access(above, os.W_OK):
+        raise _unwritable(target, PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(above)))
 
 
 @contextlib.contextmanager
@@ -60,11 +81,8 @@ def new_folder(
     Raises:
         OutputError: the place cannot be written, the disk filled up, or another process is at it.
     """
+    check_place(target)
     target = target.expanduser().resolve()
-    if target == Path.cwd() or target in Path.cwd().parents:
-        raise OutputError(
-            f"{target} is the folder you are in, or one around it", hint="Name a folder that does not exist yet."
-        )
     work, aside = (target.with_name(f".{target.name}.{ending}") for ending in ("partial", "old"))
     with alone(target):
         keep = False

@@ -45,9 +45,21 @@ WEIGHTS = ("int4", "int8", "bf16", "fp16")
     "--backup", type=click.Choice(("int8_asym", "int8_sym", "none")), help="Precision of what stays out of 4 bits."
 )
 @click.option("--revision", help="Branch, tag or commit of a Hugging Face repository.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Make nothing: say what would be read, written and held, for how long, and whether it can be done.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print what was made as JSON (the content of edge.json).")
 def export(
-    model: str, out: Path | None, target: str, weights: str, revision: str | None, as_json: bool, **overrides: Any
+    model: str,
+    out: Path | None,
+    target: str,
+    weights: str,
+    revision: str | None,
+    dry_run: bool,
+    as_json: bool,
+    **overrides: Any,
 ) -> None:
     """Turn the checkpoint MODEL into an OpenVINO model in the folder OUT.
 
@@ -66,7 +78,17 @@ def export(
       glm4-edge export zai-org/glm-4-9b-chat-hf glm4-int4
       glm4-edge export ./checkpoint out --for npu
       glm4-edge export ./checkpoint out --weights int4 --group-size 64 --sym
+      glm4-edge export zai-org/glm-4-9b-chat-hf glm4-int4 --dry-run
     """  # fmt: skip
+    if dry_run:
+        from edge.commands.dry_run import rehearse
+
+        folder = (out or default_folder(model, target, weights)).expanduser()
+        with without_torch():
+            rehearse(
+                model, folder, target=target, weights=weights, revision=revision, overrides=overrides, as_json=as_json
+            )
+        return
     folder, made = export_model(model, out, target=target, weights=weights, revision=revision, overrides=overrides)
     if as_json:
         click.echo(json.dumps({"folder": str(folder), **made.model_dump(mode="json")}, indent=2))

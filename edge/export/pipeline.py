@@ -22,12 +22,13 @@ from edge.export import fp16, streaming, verify, verify_ir, verify_parts, verify
 from edge.export.calibration import calibration_samples
 from edge.export.compress import compress
 from edge.export.digests import Digests
+from edge.export.forecast import check_memory
 from edge.export.graph import build_model
 from edge.export.recipe import SMALL, Recipe
 from edge.export.rehearse import rehearse
 from edge.export.store import Store
 from edge.export.tokenize import export_tokenizer
-from edge.files import PARTIAL_KEY, check_room, new_folder
+from edge.files import PARTIAL_KEY, check_place, check_room, new_folder
 from edge.messages import Progress
 from edge.model import tokenizer as tokenizers
 from edge.model.checkpoint import Checkpoint
@@ -65,17 +66,22 @@ def plan(located: Located, out: Path, *, target: str, make_recipe: Callable[[Any
         CheckpointError: the folder is no complete GLM-4 checkpoint.
         RecipeError: the recipe does not fit the model or the device.
         OutputError: `out` is somebody else's folder, or the disk is too full.
+        ResourceError: it would not fit this machine's memory.
     """
+    job = prepare(located, out, target=target, make_recipe=make_recipe)
+    check_machine(job.checkpoint.spec, job.recipe, out)
+    return job
+
+
+def prepare(located: Located, out: Path, *, target: str, make_recipe: Callable[[Any], Recipe]) -> Job:
+    """`plan` without a look at the machine."""
     check_output(out)
     checkpoint = Checkpoint(located.folder)
     recipe = make_recipe(checkpoint.spec)
-    check_recipe(recipe, checkpoint.spec, target, out)
-    source = checkpoint.weight("model.embed_tokens.weight").dtype
-    if recipe.weights == "bf16" and source != "BF16":
-        raise RecipeError(
-            f"bf16 was asked for, but the checkpoint is in {source}", hint="Ask for fp16, int8 or int4 weights."
-        )
+    recipe.check(checkpoint.spec, target)
+    check_dtype(recipe, checkpoint.weight("model.embed_tokens.weight").dtype)
     stop_ids = tokenizers.stop_ids(located.folder, checkpoint.spec)
+    tokenizers.require(located.folder)
     return Job(located, checkpoint, recipe, target, out, stop_ids)
 
 
@@ -85,16 +91,37 @@ def check_recipe(recipe: Recipe, spec: GlmSpec, target: str, out: Path) -> None:
     Raises:
         RecipeError: the recipe does not fit the model or the device.
         OutputError: the disk is too full.
+        ResourceError: it would not fit this machine's memory.
     """
     recipe.check(spec, target)
-    check_room(out, int(1.1 * recipe.estimated_bytes(spec)) + 20_000_000, f"the export to {out}")
+    check_machine(spec, recipe, out)
+
+
+def check_machine(spec: GlmSpec, recipe: Recipe, out: Path) -> None:
+    """Refuse an export for which this machine has too little disk or memory."""
+    check_room(out, room_bytes(spec, recipe), f"the export to {out}")
+    check_memory(spec, recipe)
+
+
+def room_bytes(spec: GlmSpec, recipe: Recipe) -> int:
+    """Of disk, to be on the safe side of `Recipe.estimated_bytes`."""
+    return int(1.1 * recipe.estimated_bytes(spec)) + 20_000_000
+
+
+def check_dtype(recipe: Recipe, source: str) -> None:
+    """Refuse bf16 from a checkpoint in `source` (BF16, F16 or F32) that has none."""
+    if recipe.weights == "bf16" and source != "BF16":
+        raise RecipeError(
+            f"bf16 was asked for, but the checkpoint is in {source}", hint="Ask for fp16, int8 or int4 weights."
+        )
 
 
 def check_output(out: Path) -> None:
-    """Refuse a place that holds something other than an earlier export."""
+    """Refuse a place that cannot be written, or holds something other than an earlier export."""
     for path in (out, *out.absolute().parents):
         if path.is_file():
             raise OutputError(f"{path} is a file", hint="Name a folder that does not exist yet.")
+    check_place(out)
     if not out.is_dir() or not any(out.iterdir()):
         return
     ours = manifest.files_of(out)

@@ -28,7 +28,8 @@ from edge.export.quantize import Quantized, blocks_of_rows, quantize
 from edge.export.recipe import Recipe
 from edge.export.store import Store
 from edge.messages import Progress
-from edge.model.checkpoint import Checkpoint
+from edge.model.checkpoint import Checkpoint, Weight
+from edge.model.spec import GlmSpec
 
 _ROWS = 4096  # of an embedding at a time: 17 MB of 8-bit weights at 4096 columns
 _WORKERS = 2  # more would wait for the disk, and each holds a layer
@@ -59,12 +60,11 @@ def write_model(
     spec = checkpoint.spec
     total = spec.num_layers + 1
     missing = [i for i in range(spec.num_layers) if not store.holds(f"layer-{i}")]
-    if make_layer is None and DataFree.makes(recipe):
-        layers = _rounded_layers(checkpoint, recipe, missing)
-    else:
-        layers = map(make_layer or functools.partial(_compressed_layer, checkpoint, recipe), missing)
+    made = (
+        compressed_layers(spec, checkpoint.weight, recipe, missing) if make_layer is None else map(make_layer, missing)
+    )
     progress("compressing layer by layer", total - 1 - len(missing), total)
-    for i, layer in zip(missing, layers, strict=True):
+    for i, layer in zip(missing, made, strict=True):
         _name_nodes(guard(layer), f"layer-{i}")
         store.keep(layer, f"layer-{i}")
         done_with(_bytes_of_layer(checkpoint, i))
@@ -93,21 +93,22 @@ def write_model(
     store.write_xml(model, model_file)
 
 
-def _rounded_layers(checkpoint: Checkpoint, recipe: Recipe, numbers: Sequence[int]) -> Iterator[ov.Model]:
-    """The layers, compressed from their weights alone."""
+def compressed_layers(
+    spec: GlmSpec, weight: Callable[[str], Weight], recipe: Recipe, numbers: Sequence[int]
+) -> Iterator[ov.Model]:
+    """The layers of these numbers, compressed from their weights alone; each is to be let go before the next."""
+    if not DataFree.makes(recipe):
+        for i in numbers:
+            yield compress(build_layer(spec, weight, i), recipe, calibration=None, progress=_silent, part=True)
+        return
 
     def make(i: int) -> tuple[ov.Model, DataFree]:
         form = DataFree(recipe)
-        return build_layer(checkpoint.spec, checkpoint.weight, i, form), form
+        return build_layer(spec, weight, i, form), form
 
     for layer, form in _in_order(make, numbers):
         yield layer
         del layer, form  # in this order: the bytes are the form's
-
-
-def _compressed_layer(checkpoint: Checkpoint, recipe: Recipe, i: int) -> ov.Model:
-    layer = build_layer(checkpoint.spec, checkpoint.weight, i)
-    return compress(layer, recipe, calibration=None, progress=_silent, part=True)
 
 
 def _round_rows(ends: ov.Model, checkpoint: Checkpoint, symmetric: bool, store: Store) -> list[NDArray[Any]]:

@@ -21,8 +21,8 @@ from edge.model.spec import GlmSpec
 
 WHOLE_BYTES = 2_000_000_000
 """Of a model's weights in f32, up to which it is compared whole."""
-# Of a large model: entries of the vocabulary, channels of the MLP, and tokens.
-_PARITY_ROWS = 4096
+PARITY_ROWS = 4096
+"""Entries of the vocabulary and channels of the MLP that are compared of a larger one."""
 _PARITY_TOKENS = 32
 _PARITY_TOLERANCE = 1e-4  # of the largest logit; the pocket model reaches 3e-6
 _KL_BROKEN = 1.0  # nats; the coarsest 4-bit recipe measured on the pocket model lies at 0.4
@@ -96,7 +96,7 @@ def _sample(checkpoint: Checkpoint) -> tuple[GlmSpec, Callable[[str], Weight]]:
     spec = checkpoint.spec
     if 4 * spec.parameter_count() <= WHOLE_BYTES:
         return spec, checkpoint.weight
-    vocab, ffn = min(spec.vocab_size, _PARITY_ROWS), min(spec.intermediate_size, _PARITY_ROWS)
+    vocab, ffn = min(spec.vocab_size, PARITY_ROWS), min(spec.intermediate_size, PARITY_ROWS)
 
     def weight(name: str) -> Weight:
         found = checkpoint.weight(name)

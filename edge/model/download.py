@@ -21,8 +21,8 @@ from edge.files import alone, check_room
 from edge.messages import Progress
 from edge.model.checkpoint import shard_names
 
-_CONFIGS = ["config.json", "tokenizer_config.json", "added_tokens.json"]  # enough to refuse a model
-_SMALL = ["*.json", "*.jinja", "tokenizer.model"]
+CONFIGS = ["config.json", "tokenizer_config.json", "added_tokens.json"]  # enough to refuse a model
+SMALL = ["*.json", "*.jinja", "tokenizer.model"]
 _SUBFOLDERS = ["*/*"]  # copies for other programs: onnx/, original/, ...
 _CHUNK = 1 << 20
 _ATTEMPTS = 5  # in a row that bring nothing
@@ -48,9 +48,9 @@ def snapshot(name: str, revision: str | None, progress: Progress, check: Callabl
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     progress(f"looking up {name}", 0, 0)
-    with _told(name, revision):
+    with told(name, revision):
         chosen: dict[str, Any] = {"ignore_patterns": _SUBFOLDERS, "tqdm_class": _silent()}
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=_CONFIGS, **chosen))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=CONFIGS, **chosen))
         if not (folder / "config.json").is_file():
             raise CheckpointError(
                 f"{name} is no checkpoint: it has no config.json",
@@ -58,7 +58,7 @@ def snapshot(name: str, revision: str | None, progress: Progress, check: Callabl
             )
         check(folder)
         try:  # by the commit just seen: a branch may move on in between
-            snapshot_download(name, revision=folder.name, allow_patterns=_SMALL, **chosen)
+            snapshot_download(name, revision=folder.name, allow_patterns=SMALL, **chosen)
         except (httpx.ConnectError, OfflineModeIsEnabled):  # older versions of it kept no list of the files
             if not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer.model")):
                 raise
@@ -180,7 +180,7 @@ def _sha256(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _told(name: str, revision: str | None) -> Iterator[None]:
+def told(name: str, revision: str | None) -> Iterator[None]:
     """The Hub's and the network's exceptions as sentences of ours; its warnings would break our progress."""
     import httpx
     from huggingface_hub.errors import (

@@ -70,7 +70,7 @@ def test_a_wrong_graph_is_caught(tiny: Path, fault: str, monkeypatch: pytest.Mon
 def test_a_large_checkpoint_is_sampled(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = Checkpoint(tiny)
     monkeypatch.setattr(verify, "WHOLE_BYTES", 1000)
-    monkeypatch.setattr(verify, "_PARITY_ROWS", 64)
+    monkeypatch.setattr(verify, "PARITY_ROWS", 64)
     check, reference = verify.check_graph(checkpoint, IDS)
     assert reference is None and check.passed
     assert check.figures["layers"] == 1 and check.figures["of_layers"] == 2

@@ -185,7 +185,7 @@ def test_a_model_of_another_kind_costs_no_download(fake: FakeHub, published: Pat
     (other / "config.json").write_text(json.dumps({**config, "model_type": "glm4_moe"}))
     fake.repositories["zai-org/GLM-4.5-Air"] = {"main": other}
     refused("of type 'glm4_moe'", "Supported", name="zai-org/GLM-4.5-Air")
-    assert {file for file, _, _ in fake.gets} <= set(download._CONFIGS)
+    assert {file for file, _, _ in fake.gets} <= set(download.CONFIGS)
 
 
 @pytest.mark.parametrize("index", [True, False], ids=["index", "no index"])

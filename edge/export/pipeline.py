@@ -9,6 +9,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -185,26 +186,37 @@ def _run(job: Job, digests: Digests, progress: Progress) -> manifest.Manifest:
             )  # fmt: skip
         fp16.mark(model_file)
         _write_companions(job, work, tokenizer)
-        progress("proving the result", 0, 0)
-        keep(verify_text.check_template(work, tokenizer))
-        keep(verify_text.check_stop_ids(work, tokenizer, job.stop_ids))
-        keep(verify_ir.check_weights(model_file, recipe))
-        keep(verify_ir.check_fusions(model_file))
-        keep(verify_ir.check_lengths(model_file, spec.vocab_size, spec.context_length))
-        keep(verify_parts.check_rows(model_file, checkpoint))
-        if reference is not None:
-            keep(verify.check_compression(model_file, reference, proof_ids))
-        else:
-            keep(verify_parts.check_parts(model_file, checkpoint))
-        if job.target == "npu" and spec.parameter_count() < SMALL:  # it takes the memory of the whole model twice
-            progress("rehearsing the NPU", 0, 0)
-            keep(rehearse(model_file, proof_ids))
+        for check in _prove(job, work, tokenizer, reference, proof_ids, progress):
+            keep(check)
         result = _manifest(job, work, checks, tokenizer, digests.result())
         result.write(work)
         if (work / _PARTS).exists():  # until here an interrupted export could go on from them
             (work / _PARTS).rename(work / _SPENT)  # all of them at once: half of them would not give the same model
         shutil.rmtree(work / _SPENT, ignore_errors=True)
     return result
+
+
+def _prove(
+    job: Job, work: Path, tokenizer: Any, reference: Any, proof_ids: list[int], progress: Progress
+) -> Iterator[manifest.Check]:
+    """The checks of the finished model, each as soon as it is made."""
+    spec, model_file = job.checkpoint.spec, work / manifest.MODEL_FILE
+    progress("proving the result", 0, 0)
+    yield verify_text.check_template(work, tokenizer)
+    yield verify_text.check_stop_ids(work, tokenizer, job.stop_ids)
+    yield verify_ir.check_weights(model_file, job.recipe)
+    with ThreadPoolExecutor(1) as pool:  # compiling uses one core, and little memory
+        fusions = pool.submit(verify_ir.check_fusions, model_file)
+        yield verify_ir.check_lengths(model_file, spec.vocab_size, spec.context_length)
+        yield verify_parts.check_rows(model_file, job.checkpoint)
+        if reference is None:
+            yield verify_parts.check_parts(model_file, job.checkpoint)
+        else:
+            yield verify.check_compression(model_file, reference, proof_ids)
+        yield fusions.result()
+    if job.target == "npu" and spec.parameter_count() < SMALL:  # it takes the memory of the whole model twice
+        progress("rehearsing the NPU", 0, 0)
+        yield rehearse(model_file, proof_ids)
 
 
 def _keep_only_parts(work: Path) -> None:

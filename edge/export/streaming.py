@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,7 +33,7 @@ from edge.model.checkpoint import Checkpoint, Weight
 from edge.model.spec import GlmSpec
 
 _ROWS = 4096  # of an embedding at a time: 17 MB of 8-bit weights at 4096 columns
-_WORKERS = 2  # more would wait for the disk, and each holds a layer
+_WORKERS = min(4, os.cpu_count() or 1)  # more would wait for the disk, and each holds a layer
 _NOTHING: NDArray[np.uint8] = np.empty(0, np.uint8)
 _T = TypeVar("_T")
 _U = TypeVar("_U")
@@ -142,7 +143,7 @@ def _bytes_of_layer(checkpoint: Checkpoint, i: int) -> int:
 
 
 def _in_order(make: Callable[[_T], _U], items: Iterable[_T]) -> Iterator[_U]:
-    """`map`, on two cores: while one result is looked at, the next ones are made."""
+    """`map`, on several cores: while one result is looked at, the next ones are made."""
     with ThreadPoolExecutor(_WORKERS) as pool:
         running: deque[Future[_U]] = deque()
         try:

@@ -182,8 +182,8 @@ def test_a_cache_that_is_read_wrongly_is_caught(tiny: Path, tmp_path: Path, monk
 def test_the_parts_of_a_right_model_pass(tied: bool, tmp_path: Path) -> None:
     checkpoint = Checkpoint(write_checkpoint(tmp_path / "c", num_hidden_layers=3, tie_word_embeddings=tied, **SIZES))
     figures = check_parts(stream(checkpoint, FOUR_BITS, tmp_path / "out"), checkpoint).figures
-    assert figures.keys() == {"embedding", "layer 0", "layer 1", "layer 2", "head"}
-    assert figures["embedding"] < 0.02 and figures["layer 1"] < 0.3
+    assert figures.keys() == {"embedding", "layer 0", "layer 2", "head"}
+    assert figures["embedding"] < 0.02 and figures["layer 2"] < 0.3
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,10 @@ def test_wrong_bytes_in_any_sampled_part_are_caught(name: str, tmp_path: Path) -
     with file.with_suffix(".bin").open("rb+") as weights:
         weights.seek(offset)
         weights.write(np.random.default_rng(0).bytes(size))
-    for check in (check_parts(file, checkpoint), check_rows(file, checkpoint)):
+    checks = [check_rows(file, checkpoint)]
+    if "layers.1." not in name:  # the parts are the first and the last layer, and the ends
+        checks.append(check_parts(file, checkpoint))
+    for check in checks:
         assert not check.passed and "of the finished model is not the checkpoint's" in str(check.message)
 
 

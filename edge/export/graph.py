@@ -36,7 +36,7 @@ from edge.model.spec import GlmSpec
 
 # The lowest finite f16: survives the plugins' conversion to f16, where f32's lowest becomes -inf and
 # a fully masked row NaN.
-_MASKED = np.float32(np.finfo(np.float16).min)
+MASKED = np.float32(np.finfo(np.float16).min)
 _END = np.iinfo(np.int32).max  # what the fusions read as "to the end"
 OV_TYPE = {"BF16": ov.Type.bf16, "F16": ov.Type.f16, "F32": ov.Type.f32}
 
@@ -217,7 +217,7 @@ class _Builder:
         causal = ops.less_equal(ops.unsqueeze(keys, _i64([0, 1, 2])), ops.unsqueeze(queries, _i64([0, 1, 3])))
         present = ops.convert(ops.unsqueeze(padding, _i64([1, 2])), "boolean")
         allowed = ops.logical_and(causal, present)
-        return ops.select(allowed, ops.constant(np.float32(0)), ops.constant(_MASKED))
+        return ops.select(allowed, ops.constant(np.float32(0)), ops.constant(MASKED))
 
     def cached(self, new: Node, i: int, kind: str) -> Node:
         """Append to the layer's cache: [B, KV heads, T, head_dim]."""

@@ -15,14 +15,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import openvino as ov
-
 from edge import manifest
 from edge.errors import OutputError, RecipeError, VerificationError
 from edge.export import streaming, verify
-from edge.export.calibration import calibration_samples
-from edge.export.compress import compress
-from edge.export.graph import build_model
+from edge.export.calibration import calibration_samples, read_text, samples_of
+from edge.export.layerwise import Layerwise
 from edge.export.recipe import Recipe
 from edge.export.store import Store
 from edge.export.tokenize import export_tokenizer
@@ -56,9 +53,14 @@ class Job:
     target: str
     out: Path
     stop_ids: list[int]
+    calibration_text: Path | None = None
+    """A text of the user's; None: the text shipped."""
 
 
-def plan(located: Located, out: Path, *, target: str, make_recipe: Callable[[Any], Recipe]) -> Job:
+def plan(
+    located: Located, out: Path, *, target: str, make_recipe: Callable[[Any], Recipe],
+    calibration_text: Path | None = None,
+) -> Job:  # fmt: skip
     """Check everything that can be checked before time is spent.
 
     Raises:
@@ -70,6 +72,13 @@ def plan(located: Located, out: Path, *, target: str, make_recipe: Callable[[Any
     checkpoint = Checkpoint(located.folder)
     recipe = make_recipe(checkpoint.spec)
     recipe.check(checkpoint.spec, target)
+    if calibration_text is not None:
+        if not recipe.needs_calibration:
+            raise RecipeError(
+                f"nothing is calibrated, so that {calibration_text} would not be read",
+                hint="Add --calibrate, or leave --calibration-text out.",
+            )
+        read_text(calibration_text)
     source = checkpoint.weight("model.embed_tokens.weight").dtype
     if recipe.weights == "bf16" and source != "BF16":
         raise RecipeError(
@@ -77,7 +86,7 @@ def plan(located: Located, out: Path, *, target: str, make_recipe: Callable[[Any
         )
     stop_ids = tokenizers.stop_ids(located.folder, checkpoint.spec)
     check_room(out, int(1.1 * recipe.estimated_bytes(checkpoint.spec)) + 20_000_000, f"the export to {out}")
-    return Job(located, checkpoint, recipe, target, out, stop_ids)
+    return Job(located, checkpoint, recipe, target, out, stop_ids, calibration_text)
 
 
 def check_output(out: Path) -> None:
@@ -110,6 +119,10 @@ def run(job: Job, progress: Progress) -> manifest.Manifest:
             f"the tokenizer has {len(tokenizer):,} entries, the model only {spec.vocab_size:,}",
             hint="tokenizer.json and the weights do not belong together.",
         )
+    samples = None
+    if recipe.needs_calibration:
+        text = job.calibration_text
+        samples = calibration_samples(tokenizer) if text is None else samples_of(read_text(text), tokenizer)
     proof_ids = calibration_samples(tokenizer, count=1, length=128, held_out=True)[0]
     checks = []
     with new_folder(job.out, key=_key(job), may_replace=check_output) as work, _full_disk_is_told(work):
@@ -119,18 +132,9 @@ def run(job: Job, progress: Progress) -> manifest.Manifest:
         graph, reference = verify.check_graph(checkpoint, proof_ids)
         checks.append(graph)
         model_file = work / manifest.MODEL_FILE
-        if recipe.needs_calibration:
-            model = build_model(spec, checkpoint.weight)
-            samples = calibration_samples(tokenizer)
-            model = compress(model, recipe, calibration=samples, progress=progress)
-            progress("writing the model", 0, 0)
-            ov.save_model(model, model_file, compress_to_fp16=False)
-            del model
-        else:
-            parts = work / _PARTS
-            streaming.write_model(
-                checkpoint, recipe, Store(parts, model_file.with_suffix(".bin")), model_file, progress
-            )
+        store = Store(work / _PARTS, model_file.with_suffix(".bin"))
+        make_layer = None if samples is None else Layerwise(checkpoint, recipe, samples, store, progress).make_layer
+        streaming.write_model(checkpoint, recipe, store, model_file, progress, make_layer=make_layer)
         progress("proving the result", 0, 0)
         checks.append(verify.check_weights(model_file, recipe, spec))
         checks.append(verify.check_fusions(model_file, spec))
@@ -163,11 +167,17 @@ def _key(job: Job) -> str | None:
     None where starting again costs less than what would be left lying about.
     """
     spec = job.checkpoint.spec
-    if job.recipe.needs_calibration or spec.parameter_count() < _WORTH_KEEPING:
+    if spec.parameter_count() < _WORTH_KEEPING:
         return None
     shards = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in job.checkpoint.shards]
     versions = {name: importlib.metadata.version(name) for name in ("glm4-edge", "openvino", "nncf")}
-    return json.dumps([str(job.located.folder.absolute()), shards, repr(spec), job.recipe.to_dict(), versions])
+    text = _text_digest(job)
+    return json.dumps([str(job.located.folder.absolute()), shards, repr(spec), job.recipe.to_dict(), text, versions])
+
+
+def _text_digest(job: Job) -> dict[str, str]:
+    text = job.calibration_text
+    return {} if text is None else {f"calibration: {text.name}": _sha256(text)}
 
 
 def _write_companions(job: Job, work: Path, tokenizer: Any) -> None:
@@ -204,7 +214,7 @@ def _manifest(job: Job, work: Path, checks: list[manifest.Check], tokenizer: Any
             model=job.located.name,
             description=job.located.description,
             revision=job.located.revision,
-            sha256={path.name: _sha256(path) for path in read},
+            sha256={path.name: _sha256(path) for path in read} | _text_digest(job),
         ),
         architecture=manifest.Architecture(
             model_type=spec.model_type,

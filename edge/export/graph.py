@@ -23,7 +23,7 @@ compiled model. What is not free to change:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import openvino as ov
@@ -96,9 +96,13 @@ def build_ends(spec: GlmSpec, weight: Callable[[str], Weight]) -> ov.Model:
     return ov.Model([ops.result(node, name=name) for name, node in results.items()], list(inputs.values()), "glm4_edge")
 
 
-def build_layer(spec: GlmSpec, weight: Callable[[str], Weight], i: int) -> ov.Model:
-    """Layer i by itself: Parameters named like the Results of `build_ends`, one Result, its two caches."""
-    builder = _Builder(spec, weight)
+def build_layer(spec: GlmSpec, weight: Callable[[str], Weight], i: int, form: Form | None = None) -> ov.Model:
+    """Layer i by itself: Parameters named like the Results of `build_ends`, one Result, its two caches.
+
+    Args:
+        form: how its matrices are written; left out, as they are in the checkpoint.
+    """
+    builder = _Builder(spec, weight, form)
     shapes = {
         "hidden": [-1, -1, spec.hidden_size],
         "cos": [-1, 1, -1, spec.rotary_dim],
@@ -134,10 +138,21 @@ def assemble(ends: ov.Model, layers: Iterable[ov.Model]) -> ov.Model:
     return ov.Model([logits], sinks, inputs, "glm4_edge")
 
 
+class Form(Protocol):
+    """How the matrices of a layer become nodes; whoever makes one keeps it until the layer is written."""
+
+    def balance(self, weight: Weight) -> NDArray[np.float32] | None:
+        """Factors [columns] that the input of this matrix is divided by, and its columns multiplied with."""
+
+    def matrix(self, name: str, weight: Weight, factors: NDArray[np.float32] | None) -> Node:
+        """The matrix [rows, columns] as an f32 node."""
+
+
 class _Builder:
-    def __init__(self, spec: GlmSpec, weight: Callable[[str], Weight]) -> None:
+    def __init__(self, spec: GlmSpec, weight: Callable[[str], Weight], form: Form | None = None) -> None:
         self.spec = spec
         self.weight = weight
+        self.form = form
         self.sinks: list[Node] = []
         self.cos: Node = None
         self.sin: Node = None
@@ -166,13 +181,13 @@ class _Builder:
         value = self.shared(self.cached(value, i, "value"))
         out = ops.scaled_dot_product_attention(query, key, value, self.mask, name=prefix + "sdpa")
         out = ops.reshape(ops.transpose(out, _i64([0, 2, 1, 3])), _i64([0, 0, spec.q_size]), True)
-        return self.linear(out, prefix + "o_proj", self.constant(prefix + "o_proj.weight"))
+        return self.linear(out, prefix + "o_proj")
 
     def heads(self, hidden: Node, name: str, heads: int, *, rotary: bool) -> Node:
         """Project and lay out as [B, heads, S, head_dim]; rows of q and k in half-split order."""
         spec = self.spec
         order = rotary_row_order(heads, spec.head_dim, spec.rotary_dim) if rotary else None
-        out = self.linear(hidden, name, self.constant(name + ".weight", order))
+        out = self.linear(hidden, name, order)
         if spec.attention_bias:
             bias = self.weight(name + ".bias")
             bias = bias if order is None else bias.rows(order)
@@ -180,7 +195,19 @@ class _Builder:
         out = ops.reshape(out, _i64([0, 0, heads, spec.head_dim]), True)
         return ops.transpose(out, _i64([0, 2, 1, 3]))
 
-    def linear(self, hidden: Node, name: str, weight: Node) -> Node:
+    def linear(
+        self,
+        hidden: Node,
+        name: str,
+        order: NDArray[np.int64] | None = None,
+        factors: NDArray[np.float32] | None = None,
+    ) -> Node:
+        """`hidden` times the matrix `name`, its rows in `order`."""
+        if self.form is None:
+            weight = self.constant(name + ".weight", order)
+        else:
+            given = self.weight(name + ".weight")
+            weight = self.form.matrix(name + ".weight", given if order is None else given.rows(order), factors)
         return ops.matmul(hidden, weight, False, True, name=name)
 
     def rope(self, x: Node) -> Node:
@@ -246,10 +273,13 @@ class _Builder:
 
     def mlp(self, hidden: Node, prefix: str) -> Node:
         ffn = self.spec.intermediate_size
-        both = self.linear(hidden, prefix + "gate_up_proj", self.constant(prefix + "gate_up_proj.weight"))
-        parts = ops.variadic_split(both, _i64(-1), _i64([ffn, ffn]))
-        gated = ops.multiply(ops.swish(parts.output(0)), parts.output(1), name=prefix + "gated")
-        return self.linear(gated, prefix + "down_proj", self.constant(prefix + "down_proj.weight"))
+        parts = ops.variadic_split(self.linear(hidden, prefix + "gate_up_proj"), _i64(-1), _i64([ffn, ffn]))
+        gate = ops.swish(parts.output(0))
+        factors = None if self.form is None else self.form.balance(self.weight(prefix + "down_proj.weight"))
+        if factors is not None:  # where NNCF's AWQ puts it, too
+            gate = ops.multiply(gate, ops.constant(np.float32(1) / factors[None, None, :]), name=prefix + "balanced")
+        gated = ops.multiply(gate, parts.output(1), name=prefix + "gated")
+        return self.linear(gated, prefix + "down_proj", factors=factors)
 
     def rms_norm(self, x: Node, name: str) -> Node:
         square = ops.power(x, ops.constant(np.float32(2)))

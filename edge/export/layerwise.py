@@ -30,8 +30,12 @@ from edge.model.checkpoint import Checkpoint
 
 Array = NDArray[np.float32]
 
-# A cache in less than f32 or quantised activations would be errors of this machine, not of the compression.
-_EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+# A cache in less than f32 or quantised activations would be errors of this machine, not of the compression. What the
+# plugin keeps for shapes it has met outlives the compiled model: the weights of every layer, in the end.
+_EXACT = {
+    "INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
+    "CPU_RUNTIME_CACHE_CAPACITY": "0",
+}  # fmt: skip
 _WINDOW = 8  # tokens over which an input's variance is taken; its mean over the windows is what NNCF asks for
 _SAMPLES = 256  # at most, where one scale serves a whole output channel
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import importlib.metadata
 import json
 import shutil
@@ -18,7 +17,8 @@ from typing import Any
 from edge import manifest
 from edge.errors import OutputError, RecipeError, VerificationError
 from edge.export import streaming, verify
-from edge.export.calibration import calibration_samples, read_text, samples_of
+from edge.export.calibration import UserText, calibration_samples
+from edge.export.digests import Digests
 from edge.export.layerwise import Layerwise
 from edge.export.recipe import Recipe
 from edge.export.store import Store
@@ -53,8 +53,8 @@ class Job:
     target: str
     out: Path
     stop_ids: list[int]
-    calibration_text: Path | None = None
-    """A text of the user's; None: the text shipped."""
+    calibration_text: UserText | None
+    """None: the text shipped, where the recipe needs one."""
 
 
 def plan(
@@ -72,13 +72,11 @@ def plan(
     checkpoint = Checkpoint(located.folder)
     recipe = make_recipe(checkpoint.spec)
     recipe.check(checkpoint.spec, target)
-    if calibration_text is not None:
-        if not recipe.needs_calibration:
-            raise RecipeError(
-                f"nothing is calibrated, so that {calibration_text} would not be read",
-                hint="Add --calibrate, or leave --calibration-text out.",
-            )
-        read_text(calibration_text)
+    if calibration_text is not None and not recipe.needs_calibration:
+        raise RecipeError(
+            f"nothing is calibrated, so that {calibration_text} would not be read",
+            hint="Add --calibrate, or leave --calibration-text out.",
+        )
     source = checkpoint.weight("model.embed_tokens.weight").dtype
     if recipe.weights == "bf16" and source != "BF16":
         raise RecipeError(
@@ -86,7 +84,8 @@ def plan(
         )
     stop_ids = tokenizers.stop_ids(located.folder, checkpoint.spec)
     check_room(out, int(1.1 * recipe.estimated_bytes(checkpoint.spec)) + 20_000_000, f"the export to {out}")
-    return Job(located, checkpoint, recipe, target, out, stop_ids, calibration_text)
+    text = None if calibration_text is None else UserText.read(calibration_text)
+    return Job(located, checkpoint, recipe, target, out, stop_ids, text)
 
 
 def check_output(out: Path) -> None:
@@ -111,6 +110,13 @@ def run(job: Job, progress: Progress) -> manifest.Manifest:
     Raises:
         VerificationError: the result did not prove right; `job.out` is as it was before.
     """
+    folder = job.located.folder
+    read = [folder / name for name in _READ if (folder / name).is_file()] + job.checkpoint.shards
+    with Digests(read) as digests:
+        return _run(job, digests, progress)
+
+
+def _run(job: Job, digests: Digests, progress: Progress) -> manifest.Manifest:
     checkpoint, recipe, spec = job.checkpoint, job.recipe, job.checkpoint.spec
     progress("reading the tokenizer", 0, 0)
     tokenizer = tokenizers.load(job.located.folder)
@@ -122,7 +128,7 @@ def run(job: Job, progress: Progress) -> manifest.Manifest:
     samples = None
     if recipe.needs_calibration:
         text = job.calibration_text
-        samples = calibration_samples(tokenizer) if text is None else samples_of(read_text(text), tokenizer)
+        samples = calibration_samples(tokenizer) if text is None else text.samples(tokenizer)
     proof_ids = calibration_samples(tokenizer, count=1, length=128, held_out=True)[0]
     checks = []
     with new_folder(job.out, key=_key(job), may_replace=check_output) as work, _full_disk_is_told(work):
@@ -134,7 +140,9 @@ def run(job: Job, progress: Progress) -> manifest.Manifest:
         model_file = work / manifest.MODEL_FILE
         store = Store(work / _PARTS, model_file.with_suffix(".bin"))
         make_layer = None if samples is None else Layerwise(checkpoint, recipe, samples, store, progress).make_layer
-        streaming.write_model(checkpoint, recipe, store, model_file, progress, make_layer=make_layer)
+        streaming.write_model(
+            checkpoint, recipe, store, model_file, progress, make_layer=make_layer, done_with=digests.done_with
+        )
         progress("proving the result", 0, 0)
         checks.append(verify.check_weights(model_file, recipe, spec))
         checks.append(verify.check_fusions(model_file, spec))
@@ -143,8 +151,7 @@ def run(job: Job, progress: Progress) -> manifest.Manifest:
         else:
             checks.append(check_parts(model_file, checkpoint, verify.EXACT))
         _write_companions(job, work, tokenizer)
-        progress("hashing the checkpoint", 0, 0)
-        result = _manifest(job, work, checks, tokenizer)
+        result = _manifest(job, work, checks, tokenizer, digests.result())
         result.write(work)
         shutil.rmtree(work / _PARTS, ignore_errors=True)  # until here an interrupted export could go on from them
     return result
@@ -177,7 +184,7 @@ def _key(job: Job) -> str | None:
 
 def _text_digest(job: Job) -> dict[str, str]:
     text = job.calibration_text
-    return {} if text is None else {f"calibration: {text.name}": _sha256(text)}
+    return {} if text is None else {f"calibration: {text.name}": text.sha256}
 
 
 def _write_companions(job: Job, work: Path, tokenizer: Any) -> None:
@@ -201,10 +208,10 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
 
 
-def _manifest(job: Job, work: Path, checks: list[manifest.Check], tokenizer: Any) -> manifest.Manifest:
+def _manifest(
+    job: Job, work: Path, checks: list[manifest.Check], tokenizer: Any, digests: dict[str, str]
+) -> manifest.Manifest:
     spec = job.checkpoint.spec
-    folder = job.located.folder
-    read = [folder / name for name in _READ if (folder / name).is_file()] + job.checkpoint.shards
     versions = {name: importlib.metadata.version(name) for name in ("glm4-edge", *_PACKAGES)}
     versions["python"] = sys.version.split()[0]
     return manifest.Manifest(
@@ -214,7 +221,7 @@ def _manifest(job: Job, work: Path, checks: list[manifest.Check], tokenizer: Any
             model=job.located.name,
             description=job.located.description,
             revision=job.located.revision,
-            sha256={path.name: _sha256(path) for path in read} | _text_digest(job),
+            sha256=digests | _text_digest(job),
         ),
         architecture=manifest.Architecture(
             model_type=spec.model_type,
@@ -237,11 +244,3 @@ def _manifest(job: Job, work: Path, checks: list[manifest.Check], tokenizer: Any
         },
         checks=checks,
     )
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

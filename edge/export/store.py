@@ -10,10 +10,12 @@ chose are replaced by those of the constants, found by their names.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import openvino as ov
@@ -53,18 +55,21 @@ class Store:
         """Whether the part is complete."""
         return self._xml(part).is_file()
 
-    def open(self, name: str) -> Writer:
+    @contextlib.contextmanager
+    def open(self, name: str) -> Iterator[Writer]:
         """A place at the end of the .bin for the constant `name`, to be filled piece by piece."""
-        return Writer(self, name)
+        with self.weights.open("ab") as file:
+            writer = Writer(file)
+            yield writer
+        self.places[name] = (writer.offset, writer.size)
 
     def keep(self, model: ov.Model, part: str) -> None:
         """Write a part; a constant whose name has a place already is not written again."""
         for node in constants(model):
             name = node.get_friendly_name()
             if name not in self.places:
-                writer = self.open(name)
-                writer.append(raw_bytes(node))
-                writer.close()
+                with self.open(name) as writer:
+                    writer.append(raw_bytes(node))
         with self.weights.open("rb+") as file:
             os.fsync(file.fileno())
         unfinished = self.folder / "unfinished" / f"{part}.xml"  # the serialiser insists on the ending
@@ -99,23 +104,16 @@ class Store:
 class Writer:
     """One constant on its way into the .bin."""
 
-    def __init__(self, store: Store, name: str) -> None:
-        self._store = store
-        self._name = name
-        self._file = store.weights.open("ab")
-        self._file.write(b"\0" * (-self._file.tell() % _ALIGNMENT))
-        self.offset = self._file.tell()
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        file.write(b"\0" * (-file.tell() % _ALIGNMENT))
+        self.offset = file.tell()
         self.size = 0
 
     def append(self, piece: NDArray[np.uint8]) -> None:
         """The next bytes of the constant."""
         self._file.write(np.ascontiguousarray(piece).data)
         self.size += piece.size
-
-    def close(self) -> None:
-        """The constant is complete: it has a place."""
-        self._file.close()
-        self._store.places[self._name] = (self.offset, self.size)
 
 
 def constants(model: ov.Model) -> list[Any]:

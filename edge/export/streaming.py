@@ -7,25 +7,33 @@ of rows: 8-bit weights with a scale for each row do not care.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import re
-from collections import defaultdict
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
-from openvino import opset13 as ops
 
 from edge.export.compress import compress
-from edge.export.graph import OV_TYPE, assemble, build_ends, build_layer
+from edge.export.datafree import DataFree, decompression, facts
+from edge.export.graph import assemble, build_ends, build_layer
+from edge.export.quantize import Quantized, blocks_of_rows, quantize
 from edge.export.recipe import Recipe
-from edge.export.store import Store, constants, raw_bytes
+from edge.export.store import Store
 from edge.messages import Progress
 from edge.model.checkpoint import Checkpoint
 
-_ROWS = 8192  # of an embedding at a time: 134 MB of f32 at 4096 columns
+_ROWS = 4096  # of an embedding at a time: 17 MB of 8-bit weights at 4096 columns
+_WORKERS = 2  # more would wait for the disk, and each holds a layer
+_NOTHING: NDArray[np.uint8] = np.empty(0, np.uint8)
+_T = TypeVar("_T")
+_U = TypeVar("_U")
 _UNNAMED = re.compile(r"[A-Za-z]+_\d+")  # what OpenVINO calls a node that nobody named
 
 
@@ -37,6 +45,7 @@ def write_model(
     progress: Progress,
     *,
     make_layer: Callable[[int], ov.Model] | None = None,
+    done_with: Callable[[int], None] = lambda count: None,
 ) -> None:
     """Compress the checkpoint's model into `model_file` and the store's .bin.
 
@@ -44,29 +53,28 @@ def write_model(
 
     Args:
         make_layer: returns layer i, compressed; left out, it is compressed from its weights alone.
+        done_with: called with the bytes of the checkpoint that will not be asked for again.
     """
     spec = checkpoint.spec
-
-    def from_weights(i: int) -> ov.Model:
-        layer = build_layer(spec, checkpoint.weight, i)
-        return compress(layer, recipe, calibration=None, progress=_silent, part=True)
-
-    make_layer = make_layer or from_weights
     total = spec.num_layers + 1
-    for i in range(spec.num_layers):
-        progress("compressing layer by layer", i, total)
-        name = f"layer-{i}"
-        if not store.holds(name):
-            layer = make_layer(i)
-            _name_nodes(layer, name)
-            store.keep(layer, name)
+    missing = [i for i in range(spec.num_layers) if not store.holds(f"layer-{i}")]
+    if make_layer is None and DataFree.makes(recipe):
+        layers = _rounded_layers(checkpoint, recipe, missing)
+    else:
+        layers = map(make_layer or functools.partial(_compressed_layer, checkpoint, recipe), missing)
+    progress("compressing layer by layer", total - 1 - len(missing), total)
+    for i, layer in zip(missing, layers, strict=True):
+        _name_nodes(layer, f"layer-{i}")
+        store.keep(layer, f"layer-{i}")
+        done_with(_bytes_of_layer(checkpoint, i))
+        progress("compressing layer by layer", i + 1, total)
     progress("compressing embedding and head", spec.num_layers, total)
     if not store.holds("ends"):
         ends = build_ends(spec, checkpoint.weight)
         mapped: list[NDArray[Any]] = []
         if recipe.weights == "int8" or (recipe.weights == "int4" and recipe.backup != "none"):
             symmetric = recipe.symmetric if recipe.weights == "int8" else recipe.backup == "int8_sym"
-            mapped = _compress_rows(ends, checkpoint, Recipe("int8", symmetric=symmetric), store)
+            mapped = _round_rows(ends, checkpoint, symmetric, store)
         elif recipe.weights != "int4":
             ends = compress(ends, recipe, calibration=None, progress=_silent)
         _name_nodes(ends, "ends")
@@ -74,62 +82,77 @@ def write_model(
         del ends, mapped  # in this order: OpenVINO's constants do not keep Python's arrays alive
     progress("putting the model together", 0, 0)
     parts = [store.load(f"layer-{i}") for i in range(spec.num_layers)]
-    facts = parts[0].get_rt_info("nncf") if parts[0].has_rt_info("nncf") else None
+    told = parts[0].get_rt_info("nncf") if parts[0].has_rt_info("nncf") else None
     model = assemble(store.load("ends"), parts)
-    if facts is not None:
-        model.set_rt_info(facts, "nncf")
+    if DataFree.makes(recipe):
+        model.set_rt_info(facts(recipe), "nncf")
+    elif told is not None:
+        model.set_rt_info(told, "nncf")
     _name_nodes(model, "model")
     store.write_xml(model, model_file)
 
 
-def _compress_rows(ends: ov.Model, checkpoint: Checkpoint, recipe: Recipe, store: Store) -> list[NDArray[Any]]:
+def _rounded_layers(checkpoint: Checkpoint, recipe: Recipe, numbers: Sequence[int]) -> Iterator[ov.Model]:
+    """The layers, compressed from their weights alone."""
+
+    def make(i: int) -> tuple[ov.Model, DataFree]:
+        form = DataFree(recipe)
+        return build_layer(checkpoint.spec, checkpoint.weight, i, form), form
+
+    for layer, form in _in_order(make, numbers):
+        yield layer
+        del layer, form  # in this order: the bytes are the form's
+
+
+def _compressed_layer(checkpoint: Checkpoint, recipe: Recipe, i: int) -> ov.Model:
+    layer = build_layer(checkpoint.spec, checkpoint.weight, i)
+    return compress(layer, recipe, calibration=None, progress=_silent, part=True)
+
+
+def _round_rows(ends: ov.Model, checkpoint: Checkpoint, symmetric: bool, store: Store) -> list[NDArray[Any]]:
     """Put 8-bit embedding and head into `ends`, block by block, their bytes straight into the store.
 
     Returns the arrays that must outlive `ends`.
     """
-    spec = checkpoint.spec
+    nodes = {node.get_friendly_name(): node for node in ends.get_ops()}
     mapped: list[NDArray[Any]] = []
-    for name in ("model.embed_tokens.weight", *(() if spec.tie_word_embeddings else ("lm_head.weight",))):
+    for name in ("model.embed_tokens.weight", *(() if checkpoint.spec.tie_word_embeddings else ("lm_head.weight",))):
         weight = checkpoint.weight(name)
-        small: dict[str, list[NDArray[Any]]] = defaultdict(list)
-        writer = store.open(name)
-        block = None
-        for begin in range(0, weight.shape[0], _ROWS):
-            raw = weight.raw[begin : begin + _ROWS]
-            block = compress(_block_model(name, raw, weight.dtype), recipe, calibration=None, progress=_silent)
-            for node in constants(block):
-                if node.get_friendly_name() == name:
-                    writer.append(raw_bytes(node))
-                elif node.get_friendly_name().startswith(name):
-                    small[node.get_friendly_name()].append(node.data.copy())
-        writer.close()
-        assert block is not None
-        for node in constants(block):
-            key = node.get_friendly_name()
-            if key == name:
-                data = np.memmap(store.weights, np.uint8, "r", writer.offset, (writer.size,))
-                mapped.append(data)
-                full = ov.Tensor(data, ov.Shape(weight.shape), node.get_element_type())
-                replacement = ov.op.Constant(full, shared_memory=True)
-            elif key in small:
-                replacement = ops.constant(np.concatenate(small[key]))
-            else:
-                continue
-            replacement.set_friendly_name(key)
-            node.output(0).replace(replacement.output(0))
-        (old,) = (node for node in ends.get_ops() if node.get_friendly_name() == name + "/f32")
-        (gather,) = (node for node in block.get_ops() if node.get_type_name() == "Gather")
-        old.output(0).replace(gather.input_value(0))
+        rounded = functools.partial(quantize, name=name, bits=8, symmetric=symmetric)
+        small: list[Quantized] = []
+        with store.open(name) as writer:
+            for block in _in_order(rounded, blocks_of_rows(weight, _ROWS)):
+                writer.append(block.data)
+                small.append(dataclasses.replace(block, data=_NOTHING))
+        data = np.memmap(store.weights, np.uint8, "r", writer.offset, (writer.size,))
+        mapped.append(data)
+        scale = np.concatenate([block.scale for block in small])
+        zeros = [block.zero_point for block in small if block.zero_point is not None]
+        whole = Quantized(name, 8, weight.shape, data, scale, np.concatenate(zeros) if zeros else None)
+        old = nodes[name + "/f32"] if name + "/f32" in nodes else nodes[name]
+        old.output(0).replace(decompression(whole).output(0))
     return mapped
 
 
-def _block_model(name: str, raw: NDArray[Any], dtype: str) -> ov.Model:
-    """Rows of an embedding as a model that NNCF compresses like an embedding."""
-    constant = ov.op.Constant(ov.Tensor(raw, ov.Shape(raw.shape), OV_TYPE[dtype]), shared_memory=True)
-    constant.set_friendly_name(name)
-    rows = constant if dtype == "F32" else ops.convert(constant, "f32")
-    ids = ops.parameter([-1], ov.Type.i32, name="ids")
-    return ov.Model([ops.result(ops.gather(rows, ids, ops.constant(0, ov.Type.i32)))], [ids], "rows")
+def _bytes_of_layer(checkpoint: Checkpoint, i: int) -> int:
+    names = (name for name in checkpoint.spec.tensor_shapes() if name.startswith(f"model.layers.{i}."))
+    return sum(checkpoint.weight(name).raw.nbytes for name in names)
+
+
+def _in_order(make: Callable[[_T], _U], items: Iterable[_T]) -> Iterator[_U]:
+    """`map`, on two cores: while one result is looked at, the next ones are made."""
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        running: deque[Future[_U]] = deque()
+        try:
+            for item in items:
+                running.append(pool.submit(make, item))
+                if len(running) > _WORKERS:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
+        finally:  # whoever looked has stopped
+            for future in running:
+                future.cancel()
 
 
 def _name_nodes(model: ov.Model, part: str) -> None:

@@ -203,7 +203,7 @@ def _write(out: Path, result: dict[str, Any]) -> None:
         f"`{settings['text']}` in windows of {settings['window']}, f32. {where['cpu']}, {where['cores']} cores; "
         + ", ".join(f"{name} {version}" for name, version in result["versions"].items())
         + ". Seconds are wall time on a shared machine, for compressing and writing, calibration included; memory "
-        "is the process's peak until then. Made by `python -m benchmarks.recipes`; each row's settings are in the JSON.",
+        "is the process's peak until then. Made by `python -m benchmarks.recipes`; settings are in the JSON.",
         "",
         "| recipe | MB | perplexity | KL | KL p99 | top-1 | in 4 bits | s | GB |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",

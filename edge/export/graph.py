@@ -294,14 +294,19 @@ class _Builder:
         weight = self.weight(name)
         if order is not None:
             weight = weight.rows(order)
-        tensor = ov.Tensor(weight.raw, ov.Shape(weight.shape), OV_TYPE[weight.dtype])
         # A shared Constant does not keep Python's array alive; the checkpoint does that for its own,
         # nobody would for a reordered copy.
-        node = ov.op.Constant(tensor, shared_memory=order is None)
-        node.set_friendly_name(name)
-        if weight.dtype == "F32":
-            return node
-        return ops.convert(node, "f32", name=name + "/f32")
+        return plain(name, weight, shared=order is None)
+
+
+def plain(name: str, weight: Weight, *, shared: bool) -> Node:
+    """The tensor as a Constant of its own type, converted to f32; if `shared`, its array must outlive the node."""
+    tensor = ov.Tensor(weight.raw, ov.Shape(weight.shape), OV_TYPE[weight.dtype])
+    node = ov.op.Constant(tensor, shared_memory=shared)
+    node.set_friendly_name(name)
+    if weight.dtype == "F32":
+        return node
+    return ops.convert(node, "f32", name=name + "/f32")
 
 
 def _parameter(name: str, shape: list[int], dtype: ov.Type) -> Node:

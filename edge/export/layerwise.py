@@ -10,6 +10,7 @@ and the inputs of one layer's matrices (213 MB at GLM-4-9B's size).
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Sequence
@@ -21,12 +22,13 @@ from numpy.typing import NDArray
 from openvino import opset13 as ops
 
 from edge.export.compress import Inputs, compress, int8_error
-from edge.export.graph import MASKED, build_layer
+from edge.export.graph import MASKED, build_layer, plain
+from edge.export.quantize import balanced, channel_magnitudes
 from edge.export.recipe import Recipe
 from edge.export.store import Store
 from edge.files import write_text
 from edge.messages import Progress
-from edge.model.checkpoint import Checkpoint
+from edge.model.checkpoint import Checkpoint, Weight
 
 Array = NDArray[np.float32]
 
@@ -68,13 +70,15 @@ class Layerwise:
             if old.name != _file_name(i):
                 old.unlink()
         self._shares = self._shares or self._choose()
-        layer = build_layer(self._checkpoint.spec, self._checkpoint.weight, i)
-        inputs, _ = observe(layer, states, self._tables)
-        layer = compress(
-            layer, self._recipe, calibration=_inputs(inputs, self._recipe.group_size), share=self._shares[i],
-            progress=_silent, part=True,
-        )  # fmt: skip
-        del inputs
+        recipe, form = self._recipe, None
+        if recipe.awq and not recipe.selects:  # NNCF's own balancing is for what it puts in 4 bits, and takes 3 GB
+            recipe, form = dataclasses.replace(recipe, awq=False), _Balanced()
+        layer = build_layer(self._checkpoint.spec, self._checkpoint.weight, i, form)
+        seen, _ = observe(layer, states, self._tables)
+        inputs = _inputs(seen, recipe.group_size)
+        del seen
+        layer = compress(layer, recipe, calibration=inputs, share=self._shares[i], progress=_silent, part=True)
+        layer.set_rt_info(str(self._recipe.awq), ["nncf", "weight_compression", "awq"])
         self._states, self._next = self._through(layer, states), i + 1
         self._keep_states()
         return layer
@@ -140,6 +144,21 @@ class Layerwise:
             "cos": np.cos(angles) * factor, "sin": np.sin(angles) * factor, "mask": mask,
             "batch": np.ones(1, np.int64), "beams": np.zeros(1, np.int32),
         }  # fmt: skip
+
+
+class _Balanced:
+    """A layer's `Form`: as in the checkpoint, but down_proj's channels evened out as data-free AWQ does it."""
+
+    def __init__(self) -> None:
+        self._kept: list[Weight] = []
+
+    def balance(self, weight: Weight) -> Array:
+        return np.float32(1) / channel_magnitudes(weight)
+
+    def matrix(self, name: str, weight: Weight, factors: Array | None) -> Any:
+        weight = weight if factors is None else balanced(weight, factors)
+        self._kept.append(weight)
+        return plain(name, weight, shared=True)
 
 
 def matrices(layer: ov.Model) -> list[tuple[Any, Any]]:

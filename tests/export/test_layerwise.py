@@ -211,3 +211,17 @@ def test_the_pocket_model_keeps_its_mind(pocket_checkpoint: Path, tmp_path: Path
     assert counts["u4"] >= sum(counts.values()) / 2
     found = infer(ov.Core().compile_model(file, "CPU", EXACT), ids, 0)
     assert kl_divergence(expected, found).mean() < 0.1  # data-free asymmetric 32: 0.3
+
+
+@pytest.mark.parametrize("symmetric", [True, False], ids=["sym", "asym"])
+def test_channels_are_balanced_as_nncf_does(
+    symmetric: bool, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit by bit the weights that its AWQ makes of the first layer, before scales are fitted."""
+    recipe = dataclasses.replace(PLAIN, awq=True, symmetric=symmetric)
+    monkeypatch.setattr(compressing, "_STEPS", 0)
+    ours = bytes_of(ov.Core().read_model(write(checkpoint, recipe, tmp_path / "out")), "model.layers.0.")
+    alone = dataclasses.replace(recipe, scale_estimation=False)
+    layer = build_layer(checkpoint.spec, checkpoint.weight, 0)
+    theirs = bytes_of(compressing.compress(layer, alone, calibration=None, progress=quiet, part=True), "model.")
+    assert ours == theirs

@@ -27,7 +27,7 @@ class Source(_Section):
     description: str | None
     revision: str | None
     sha256: dict[str, str]
-    """Digest of each file of the checkpoint that was read."""
+    """Digest of each file of the checkpoint that was read, and of a calibration text that the user gave."""
 
 
 class Architecture(_Section):

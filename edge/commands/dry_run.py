@@ -33,8 +33,9 @@ class _Plan:
 
 
 def rehearse(
-    model: str, out: Path, *, target: str, weights: str, revision: str | None, overrides: dict[str, Any], as_json: bool
-) -> None:
+    model: str, out: Path, *, target: str, weights: str, revision: str | None, overrides: dict[str, Any],
+    calibration_text: Path | None, as_json: bool,
+) -> None:  # fmt: skip
     """Print the plan. What no export would begin with raises here as it would there.
 
     Raises:
@@ -57,7 +58,9 @@ def rehearse(
             pipeline.check_dtype(recipe, found.dtype)
             size, source = found.weight_bytes, str(found.cache)
         else:
-            job = pipeline.prepare(found, out, target=target, make_recipe=make_recipe)
+            job = pipeline.prepare(
+                found, out, target=target, make_recipe=make_recipe, calibration_text=calibration_text
+            )
             spec, recipe, checkpoint = job.checkpoint.spec, job.recipe, job.checkpoint
             size = sum(path.stat().st_size for path in checkpoint.shards)
             source = str(found.folder)
@@ -180,8 +183,7 @@ def _words(recipe: Recipe) -> str:
     words = ["int4", "symmetric" if recipe.symmetric else "asymmetric", groups]
     words.append("all layers in 4 bits" if recipe.ratio == 1 else f"at most {recipe.ratio:.0%} of the layers in 4 bits")
     words.append(f"the rest {'as it is' if recipe.backup == 'none' else recipe.backup}")
-    words += [name for name, used in (("AWQ", recipe.awq), ("scale estimation", recipe.scale_estimation),
-                                      ("GPTQ", recipe.gptq)) if used]  # fmt: skip
+    words += [name for name, used in (("AWQ", recipe.awq), ("scale estimation", recipe.scale_estimation)) if used]
     words.append("over calibration text" if recipe.needs_calibration else "from the weights alone")
     return ", ".join(words)
 

@@ -44,6 +44,16 @@ WEIGHTS = ("int4", "int8", "bf16", "fp16")
 @click.option(
     "--backup", type=click.Choice(("int8_asym", "int8_sym", "none")), help="Precision of what stays out of 4 bits."
 )
+@click.option(
+    "--calibrate/--no-calibrate",
+    default=None,
+    help="Choose scales over calibration text: closer to the checkpoint, and slower. Left out: for small models only.",
+)
+@click.option(
+    "--calibration-text",
+    type=click.Path(dir_okay=False, exists=True, path_type=Path),
+    help="UTF-8 text to calibrate with, like what the model will meet. Left out: the text shipped.",
+)
 @click.option("--revision", help="Branch, tag or commit of a Hugging Face repository.")
 @click.option(
     "--dry-run",
@@ -56,6 +66,7 @@ def export(
     out: Path | None,
     target: str,
     weights: str,
+    calibration_text: Path | None,
     revision: str | None,
     dry_run: bool,
     as_json: bool,
@@ -77,6 +88,7 @@ def export(
       glm4-edge export pocket
       glm4-edge export zai-org/glm-4-9b-chat-hf glm4-int4
       glm4-edge export ./checkpoint out --for npu
+      glm4-edge export ./checkpoint out --calibrate
       glm4-edge export ./checkpoint out --weights int4 --group-size 64 --sym
       glm4-edge export zai-org/glm-4-9b-chat-hf glm4-int4 --dry-run
     """  # fmt: skip
@@ -86,10 +98,14 @@ def export(
         folder = (out or default_folder(model, target, weights)).expanduser()
         with without_torch():
             rehearse(
-                model, folder, target=target, weights=weights, revision=revision, overrides=overrides, as_json=as_json
-            )
+                model, folder, target=target, weights=weights, revision=revision, overrides=overrides,
+                calibration_text=calibration_text, as_json=as_json,
+            )  # fmt: skip
         return
-    folder, made = export_model(model, out, target=target, weights=weights, revision=revision, overrides=overrides)
+    folder, made = export_model(
+        model, out, target=target, weights=weights, calibration_text=calibration_text, revision=revision,
+        overrides=overrides,
+    )  # fmt: skip
     if as_json:
         click.echo(json.dumps({"folder": str(folder), **made.model_dump(mode="json")}, indent=2))
     else:
@@ -101,7 +117,7 @@ def export(
 
 def export_model(
     model: str, out: Path | None, *, target: str, weights: str = "int4", revision: str | None = None,
-    overrides: dict[str, Any] | None = None,
+    overrides: dict[str, Any] | None = None, calibration_text: Path | None = None,
 ) -> tuple[Path, Manifest]:  # fmt: skip
     """Locate, plan and run an export; returns where the result lies and what it says of itself."""
     from edge.export import pipeline
@@ -121,7 +137,7 @@ def export_model(
 
     with without_torch(), progress_lines() as progress:
         located = hub.locate(model, revision=revision, progress=progress, check=check)
-        job = pipeline.plan(located, out, target=target, make_recipe=make_recipe)
+        job = pipeline.plan(located, out, target=target, make_recipe=make_recipe, calibration_text=calibration_text)
         made = pipeline.run(job, progress)
     return out, made
 

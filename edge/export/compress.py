@@ -4,52 +4,62 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openvino as ov
+from numpy.typing import NDArray
 from openvino import opset13 as ops
 
 from edge.errors import RecipeError
 from edge.export.recipe import Recipe
 from edge.messages import Progress
 
-# NNCF keeps one vector for each input it shows the model: the mean over the tokens. Many short pieces tell it more
-# than few long ones; each continues the one before it, so that the model still sees whole contexts.
-_WINDOW = 8
-_CONTEXT = 512
 # Steps of NNCF's scale search. Its default is 5 and 5; on the pocket model that was slower and no better.
 _STEPS = 3
 # NNCF's names for what it does, in the user's words.
 _STAGES = {
     "Applying Weight Compression": "compressing",
-    "Statistics collection": "running over calibration text",
     "Mixed-Precision assignment": "choosing what stays in 8 bits",
     "Applying data-free AWQ": "balancing channels (AWQ)",
-    "Applying AWQ": "balancing channels (AWQ)",
     "Applying Scale Estimation": "fitting the scales",
-    "Applying GPTQ": "rounding column by column (GPTQ)",
 }
 _F16_MAX = float(np.finfo(np.float16).max)
 _FLOATS = (ov.Type.bf16, ov.Type.f32)
+_BLOCK = 1 << 22  # weights whose scales are searched at a time: some ten f32 arrays of this size, at least
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a model's matrices are multiplied with, by the name of the node that makes it."""
+
+    samples: dict[str, NDArray[np.float32]]
+    """[samples, channels], the same number everywhere."""
+    variances: dict[str, float]
+    """The largest that a channel has in a few tokens, on average."""
 
 
 def compress(
     model: ov.Model,
     recipe: Recipe,
     *,
-    calibration: Sequence[list[int]] | None,
+    calibration: Inputs | None,
     progress: Progress,
     part: bool = False,
+    share: float | None = None,
 ) -> ov.Model:
     """The model with its weights in the recipe's format; the given model may be changed on the way.
 
     Args:
-        calibration: token ids of texts, for recipes that need them (`Recipe.needs_calibration`).
+        calibration: what was seen over calibration text, for recipes that need it (`Recipe.needs_calibration`).
         progress: called with the stage, how far it is, and how far it goes (0: unknown).
         part: `model` is one layer of a larger one: its last matrix is no head, and gets 4 bits, too.
+        share: of this part's weights that get 4 bits, where it is not the recipe's ratio.
 
     Raises:
         RecipeError: the recipe needs calibration and got none, or a weight does not fit into fp16.
@@ -66,42 +76,58 @@ def compress(
     from nncf.quantization.advanced_parameters import (
         AdvancedAWQParameters,
         AdvancedCompressionParameters,
-        AdvancedGPTQParameters,
         AdvancedScaleEstimationParameters,
     )
 
-    with _quiet(progress):
-        if recipe.weights == "int8":
-            mode = nncf.CompressWeightsMode.INT8_SYM if recipe.symmetric else nncf.CompressWeightsMode.INT8_ASYM
+    if recipe.weights == "int8":
+        mode = nncf.CompressWeightsMode.INT8_SYM if recipe.symmetric else nncf.CompressWeightsMode.INT8_ASYM
+        with _quiet(progress):
             return nncf.compress_weights(model, mode=mode)
-        options: dict[str, Any] = {}
-        # GPTQ looks at every token anyway, and cannot carry a cache from one input to the next.
-        pieces = _pieces(calibration or [], _CONTEXT if recipe.gptq else _WINDOW)
-        if recipe.needs_calibration:
-            options["dataset"] = nncf.Dataset(pieces)
-            options["subset_size"] = len(pieces)
-        if recipe.selects and not recipe.by_weights:
-            # It finds the matrices that see outliers; of NNCF's five it was the best on the pocket model.
-            options["sensitivity_metric"] = nncf.SensitivityMetric.MAX_ACTIVATION_VARIANCE
-        return nncf.compress_weights(
+    ratio = recipe.ratio if share is None else share
+    advanced = AdvancedCompressionParameters(
+        awq_params=AdvancedAWQParameters(prefer_data_aware_scaling=False),  # on the pocket model no worse than aware
+    )
+    options: dict[str, Any] = {}
+    with _quiet(progress), _few_rows_at_a_time(), tempfile.TemporaryDirectory() as scratch:
+        if calibration is not None and recipe.needs_calibration:
+            count = len(next(iter(calibration.samples.values())))
+            advanced.statistics_path = _write_statistics(calibration, Path(scratch) / "statistics")
+            advanced.scale_estimation_params = AdvancedScaleEstimationParameters(
+                subset_size=count, initial_steps=_STEPS, scale_steps=_STEPS
+            )
+            # NNCF asks for a dataset, but looks only at the statistics.
+            options |= {"dataset": nncf.Dataset([None]), "subset_size": count}
+            if ratio < 1:
+                # It finds the matrices that see outliers; of NNCF's five it was the best on the pocket model.
+                options["sensitivity_metric"] = nncf.SensitivityMetric.MAX_ACTIVATION_VARIANCE
+        model = nncf.compress_weights(
             model,
             mode=nncf.CompressWeightsMode.INT4_SYM if recipe.symmetric else nncf.CompressWeightsMode.INT4_ASYM,
             group_size=recipe.group_size,
-            ratio=recipe.ratio,
+            ratio=ratio,
             backup_mode=nncf.BackupMode[recipe.backup.upper()],
             all_layers=part or None,
             awq=recipe.awq or None,
             scale_estimation=recipe.scale_estimation or None,
-            gptq=recipe.gptq or None,
-            advanced_parameters=AdvancedCompressionParameters(
-                awq_params=AdvancedAWQParameters(prefer_data_aware_scaling=False),
-                scale_estimation_params=AdvancedScaleEstimationParameters(
-                    subset_size=max(len(pieces), 1), initial_steps=_STEPS, scale_steps=_STEPS
-                ),
-                gptq_params=AdvancedGPTQParameters(subset_size=max(len(pieces), 1)),
-            ),
+            advanced_parameters=advanced,
             **options,
         )
+        # The IR says how it was made: not where this machine kept its scratch, and of a part what the whole has.
+        place = ["nncf", "weight_compression"]
+        told = model.get_rt_info([*place, "advanced_parameters"]).value
+        model.set_rt_info(told.replace(repr(advanced.statistics_path), "None"), [*place, "advanced_parameters"])
+        model.set_rt_info(str(recipe.ratio), [*place, "ratio"])
+    return model
+
+
+def int8_error(weight: NDArray[np.float32]) -> float:
+    """Largest mean squared error that 8 bits leave in a row of a matrix: NNCF's measure of how much 4 bits hurt."""
+    from nncf.quantization.algorithms.weight_compression.config import WeightCompressionConfig
+    from nncf.quantization.algorithms.weight_compression.weight_lowering import get_integer_quantization_error
+    from nncf.tensor import Tensor
+
+    error = get_integer_quantization_error(Tensor(weight), (1,), WeightCompressionConfig(), reduction="max_mean")
+    return float(error) + float(np.finfo(np.float32).eps)
 
 
 def weight_bits(model: ov.Model) -> dict[str, int]:
@@ -135,24 +161,46 @@ def _source(node: Any) -> Any:
     return node if node.get_type_name() == "Constant" else None
 
 
-def _pieces(texts: Sequence[list[int]], window: int) -> list[dict[str, Any]]:
-    """What NNCF shows the model: the texts in short windows, each with the cache of those before it."""
-    from nncf.definitions import NNCF_DATASET_RESET_STATE_KEY
+def _write_statistics(calibration: Inputs, folder: Path) -> str:
+    """Write what NNCF would have written of its own run over the texts, and return where."""
+    from nncf.common.graph.transformations.commands import TargetType
+    from nncf.common.tensor_statistics.statistics_serializer import dump_statistics
+    from nncf.common.utils.backend import BackendType
+    from nncf.tensor import Tensor
 
-    pieces = []
-    for text in texts:
-        for begin in range(0, len(text), window):
-            end = min(begin + window, len(text))
-            piece: dict[str, Any] = {
-                "input_ids": np.array([text[begin:end]], dtype=np.int64),
-                "attention_mask": np.ones((1, end), dtype=np.int64),
-                "position_ids": np.arange(begin, end, dtype=np.int64)[None],
-                "beam_idx": np.zeros(1, dtype=np.int32),
-            }
-            if window < len(text):  # left out, NNCF starts anew at every piece
-                piece[NNCF_DATASET_RESET_STATE_KEY] = begin == 0
-            pieces.append(piece)
-    return pieces
+    found = {}
+    for name, samples in calibration.samples.items():
+        point = f"{name}_{TargetType.POST_LAYER_OPERATION}_0"
+        shapes = np.tile(np.array([1, 1, samples.shape[1]], np.int32), (len(samples), 1))
+        variance = np.array(calibration.variances[name], np.float32)
+        found[f"WCTensorStatistic_{point}"] = {"mean_values": Tensor(samples), "shape_values": Tensor(shapes)}
+        found[f"MaxVarianceTensorStatistic_{point}"] = {"max_variance": Tensor(variance)}
+    dump_statistics(found, folder, BackendType.OPENVINO)
+    return str(folder)
+
+
+@contextlib.contextmanager
+def _few_rows_at_a_time() -> Iterator[None]:
+    """Bound the memory of NNCF's search for scales: no row of a matrix knows of another."""
+    from nncf.quantization.algorithms.weight_compression.scale_estimation import ScaleEstimation
+    from nncf.tensor import functions
+
+    whole = ScaleEstimation.calculate_quantization_params
+
+    def in_blocks(statistics: Any, weight: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        rows = max(1, _BLOCK // weight.shape[1])
+        found = [
+            whole(statistics, weight[begin : begin + rows], *args, **kwargs)
+            for begin in range(0, weight.shape[0], rows)
+        ]
+        zero_points = None if found[0][1] is None else functions.concatenate([points for _, points in found])
+        return functions.concatenate([scales for scales, _ in found]), zero_points
+
+    ScaleEstimation.calculate_quantization_params = staticmethod(in_blocks)
+    try:
+        yield
+    finally:
+        ScaleEstimation.calculate_quantization_params = staticmethod(whole)
 
 
 def _to_fp16(model: ov.Model) -> ov.Model:

@@ -35,14 +35,15 @@ from edge.model.spec import GlmSpec
 _PROGRAM_BYTES = 300_000_000  # Python, OpenVINO, NNCF, transformers
 _LAYER_BYTES = 1.5  # for each weight of a layer that is compressed from its weights alone
 _LAYER_NNCF_BYTES = 16.0  # the same, where NNCF does it
-_WHOLE_BYTES = 9.0  # for each parameter of a model that is calibrated as a whole
+_LAYER_CALIBRATED_BYTES = 12.0  # the same, where it is run over calibration text
+_TEXT_BYTES = 5.0  # for each channel, of hidden states and gate, of each token of that text
 _GRAPH_BYTES = 8.0  # for each parameter of what is compared with the definition
-_PROOF_BYTES = 0.2  # for each byte of the finished IR, while it is proved
+_PROOF_BYTES = 0.22  # for each byte of the finished IR, while it is proved
 # Time, as multiples of what was measured.
 _START_SECONDS = 6.0  # imports, and converting the tokenizer
-_GRAPH_PASSES = 45.0  # times hashing the weights that are compared with the definition
-_PROOF_PASSES = 19.0  # times hashing the finished IR
-_PROOF_SECONDS = 0.3  # for each layer besides
+_GRAPH_PASSES = 15.0  # times hashing the weights that are compared with the definition
+_PROOF_PASSES = 2.5  # times hashing the finished IR
+_PROOF_SECONDS = 0.2  # for each layer besides
 _CALIBRATION_PASSES = 6.0  # multiplications with all weights, for each token of the calibration text
 _CALIBRATION_TOKENS = 2048
 _ENDS_SHARE = 1.0  # of what a layer's weight costs, for one of embedding or head
@@ -93,7 +94,8 @@ def memory_bytes(spec: GlmSpec, recipe: Recipe) -> int:
     """Most anonymous memory an export holds at once; pages of mapped files, which the system can drop, left out."""
     per_layer = layer_weights(spec) / spec.num_layers
     if recipe.needs_calibration:
-        compressing = _WHOLE_BYTES * spec.parameter_count()
+        width = spec.hidden_size + spec.intermediate_size
+        compressing = _LAYER_CALIBRATED_BYTES * per_layer + _TEXT_BYTES * width * _CALIBRATION_TOKENS
     else:
         compressing = (_LAYER_BYTES if DataFree.makes(recipe) else _LAYER_NNCF_BYTES) * per_layer
     graph = _GRAPH_BYTES * _compared_parameters(spec)
@@ -119,7 +121,7 @@ def check_memory(spec: GlmSpec, recipe: Recipe) -> None:
     if needed > there:
         hint = "Make it on a machine with more; the folder it makes runs on this one, too, if the model fits."
         if recipe.needs_calibration and spec.parameter_count() >= SMALL:
-            hint = "Leave out the options that need calibration: the preset for large models compresses layer by layer."
+            hint = "Leave out --calibrate: from the weights alone it takes less."
         raise ResourceError(
             f"the export needs about {needed / 1e9:.1f} GB of memory, and this machine has {there / 1e9:.1f} GB",
             hint=hint,

@@ -36,7 +36,7 @@ from edge.model.spec import GlmSpec
 
 # Half of the lowest f16. Where scores and mask are added in f16 the lowest itself would become -inf with any score
 # below -16, and a fully masked row (padding, of which the NPU's static shapes make much) NaN.
-_MASKED = np.float32(-32768)
+MASKED = np.float32(-32768)
 _END = np.iinfo(np.int32).max  # what the fusions read as "to the end"
 OV_TYPE = {"BF16": ov.Type.bf16, "F16": ov.Type.f16, "F32": ov.Type.f32}
 
@@ -253,7 +253,7 @@ class _Builder:
         causal = ops.less_equal(ops.unsqueeze(keys, _i64([0, 1, 2])), ops.unsqueeze(queries, _i64([0, 1, 3])))
         present = ops.convert(ops.unsqueeze(padding, _i64([1, 2])), "boolean")
         allowed = ops.logical_and(causal, present)
-        return ops.select(allowed, ops.constant(np.float32(0)), ops.constant(_MASKED))
+        return ops.select(allowed, ops.constant(np.float32(0)), ops.constant(MASKED))
 
     def cached(self, new: Node, i: int, kind: str) -> Node:
         """Append to the layer's cache: [B, KV heads, T, head_dim]."""
@@ -306,14 +306,19 @@ class _Builder:
         weight = self.weight(name)
         if order is not None:
             weight = weight.rows(order)
-        tensor = ov.Tensor(weight.raw, ov.Shape(weight.shape), OV_TYPE[weight.dtype])
         # A shared Constant does not keep Python's array alive; the checkpoint does that for its own,
         # nobody would for a reordered copy.
-        node = ov.op.Constant(tensor, shared_memory=order is None)
-        node.set_friendly_name(name)
-        if weight.dtype == "F32":
-            return node
-        return ops.convert(node, "f32", name=name + "/f32")
+        return plain(name, weight, shared=order is None)
+
+
+def plain(name: str, weight: Weight, *, shared: bool) -> Node:
+    """The tensor as a Constant of its own type, converted to f32; if `shared`, its array must outlive the node."""
+    tensor = ov.Tensor(weight.raw, ov.Shape(weight.shape), OV_TYPE[weight.dtype])
+    node = ov.op.Constant(tensor, shared_memory=shared)
+    node.set_friendly_name(name)
+    if weight.dtype == "F32":
+        return node
+    return ops.convert(node, "f32", name=name + "/f32")
 
 
 def _parameter(name: str, shape: list[int], dtype: ov.Type) -> Node:

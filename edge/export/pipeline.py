@@ -15,16 +15,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import openvino as ov
-
 from edge import manifest
 from edge.errors import OutputError, RecipeError, VerificationError
 from edge.export import fp16, streaming, verify, verify_ir, verify_parts, verify_text
-from edge.export.calibration import calibration_samples
-from edge.export.compress import compress
+from edge.export.calibration import UserText, calibration_samples
 from edge.export.digests import Digests
 from edge.export.forecast import check_memory
-from edge.export.graph import build_model
+from edge.export.layerwise import Layerwise
 from edge.export.recipe import SMALL, Recipe
 from edge.export.rehearse import rehearse
 from edge.export.store import Store
@@ -58,9 +55,14 @@ class Job:
     target: str
     out: Path
     stop_ids: list[int]
+    calibration_text: UserText | None
+    """None: the text shipped, where the recipe needs one."""
 
 
-def plan(located: Located, out: Path, *, target: str, make_recipe: Callable[[Any], Recipe]) -> Job:
+def plan(
+    located: Located, out: Path, *, target: str, make_recipe: Callable[[Any], Recipe],
+    calibration_text: Path | None = None,
+) -> Job:  # fmt: skip
     """Check everything that can be checked before time is spent.
 
     Raises:
@@ -69,21 +71,30 @@ def plan(located: Located, out: Path, *, target: str, make_recipe: Callable[[Any
         OutputError: `out` is somebody else's folder, or the disk is too full.
         ResourceError: it would not fit this machine's memory.
     """
-    job = prepare(located, out, target=target, make_recipe=make_recipe)
+    job = prepare(located, out, target=target, make_recipe=make_recipe, calibration_text=calibration_text)
     check_machine(job.checkpoint.spec, job.recipe, out)
     return job
 
 
-def prepare(located: Located, out: Path, *, target: str, make_recipe: Callable[[Any], Recipe]) -> Job:
+def prepare(
+    located: Located, out: Path, *, target: str, make_recipe: Callable[[Any], Recipe],
+    calibration_text: Path | None = None,
+) -> Job:  # fmt: skip
     """`plan` without a look at the machine."""
     check_output(out)
     checkpoint = Checkpoint(located.folder)
     recipe = make_recipe(checkpoint.spec)
     recipe.check(checkpoint.spec, target)
+    if calibration_text is not None and not recipe.needs_calibration:
+        raise RecipeError(
+            f"nothing is calibrated, so that {calibration_text} would not be read",
+            hint="Add --calibrate, or leave --calibration-text out.",
+        )
     check_dtype(recipe, checkpoint.weight("model.embed_tokens.weight").dtype)
     stop_ids = tokenizers.stop_ids(located.folder, checkpoint.spec)
     tokenizers.require(located.folder)
-    return Job(located, checkpoint, recipe, target, out, stop_ids)
+    text = None if calibration_text is None else UserText.read(calibration_text)
+    return Job(located, checkpoint, recipe, target, out, stop_ids, text)
 
 
 def check_recipe(recipe: Recipe, spec: GlmSpec, target: str, out: Path) -> None:
@@ -155,6 +166,10 @@ def _run(job: Job, digests: Digests, progress: Progress) -> manifest.Manifest:
             f"the tokenizer has {len(tokenizer):,} entries, the model only {spec.vocab_size:,}",
             hint="tokenizer.json and the weights do not belong together.",
         )
+    samples = None
+    if recipe.needs_calibration:
+        text = job.calibration_text
+        samples = calibration_samples(tokenizer) if text is None else text.samples(tokenizer)
     proof_ids = calibration_samples(tokenizer, count=1, length=128, held_out=True)[0]
     checks: list[manifest.Check] = []
 
@@ -171,19 +186,11 @@ def _run(job: Job, digests: Digests, progress: Progress) -> manifest.Manifest:
         graph, reference = verify.check_graph(checkpoint, proof_ids)
         keep(graph)
         model_file = work / manifest.MODEL_FILE
-        if recipe.needs_calibration:
-            model = build_model(spec, checkpoint.weight)
-            samples = calibration_samples(tokenizer)
-            model = fp16.guard(compress(model, recipe, calibration=samples, progress=progress))
-            progress("writing the model", 0, 0)
-            ov.save_model(model, model_file, compress_to_fp16=False)
-            del model
-        else:
-            parts = work / _PARTS
-            streaming.write_model(
-                checkpoint, recipe, Store(parts, model_file.with_suffix(".bin")), model_file, progress,
-                done_with=digests.done_with,
-            )  # fmt: skip
+        store = Store(work / _PARTS, model_file.with_suffix(".bin"))
+        make_layer = None if samples is None else Layerwise(checkpoint, recipe, samples, store, progress).make_layer
+        streaming.write_model(
+            checkpoint, recipe, store, model_file, progress, make_layer=make_layer, done_with=digests.done_with
+        )
         fp16.mark(model_file)
         _write_companions(job, work, tokenizer)
         for check in _prove(job, work, tokenizer, reference, proof_ids, progress):
@@ -246,11 +253,17 @@ def _key(job: Job) -> str | None:
     None where starting again costs less than what would be left lying about.
     """
     spec = job.checkpoint.spec
-    if job.recipe.needs_calibration or spec.parameter_count() < _WORTH_KEEPING:
+    if spec.parameter_count() < _WORTH_KEEPING:
         return None
     shards = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in job.checkpoint.shards]
     versions = {name: importlib.metadata.version(name) for name in ("glm4-edge", "openvino", "nncf")}
-    return json.dumps([str(job.located.folder.absolute()), shards, repr(spec), job.recipe.to_dict(), versions])
+    text = _text_digest(job)
+    return json.dumps([str(job.located.folder.absolute()), shards, repr(spec), job.recipe.to_dict(), text, versions])
+
+
+def _text_digest(job: Job) -> dict[str, str]:
+    text = job.calibration_text
+    return {} if text is None else {f"calibration: {text.name}": text.sha256}
 
 
 def _write_companions(job: Job, work: Path, tokenizer: Any) -> None:
@@ -288,7 +301,7 @@ def _manifest(
             model=job.located.name,
             description=job.located.description,
             revision=job.located.revision,
-            sha256=digests,
+            sha256=digests | _text_digest(job),
         ),
         architecture=manifest.Architecture(
             model_type=spec.model_type,

@@ -203,3 +203,15 @@ def _nibbles(numbers: NDArray[np.uint8]) -> NDArray[np.uint8]:
     np.bitwise_or(upper, pairs, out=upper)
     packed: NDArray[np.uint8] = upper.astype(np.uint8)
     return packed
+
+
+def balanced(weight: Weight, channel_scale: NDArray[np.float32]) -> Weight:
+    """The matrix [rows, columns] times its channels' scales, in its own type."""
+    rows, columns = weight.shape
+    step = max(1, min(rows, _BLOCK // columns))
+    room = np.empty((step, columns), np.float32)
+    made = np.empty_like(weight.raw)
+    for begin in range(0, rows, step):
+        raw = weight.raw[begin : begin + step]
+        made[begin : begin + step] = _scaled(raw, weight.dtype, channel_scale, room)
+    return Weight(made, weight.dtype)

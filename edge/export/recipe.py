@@ -14,7 +14,7 @@ from edge.errors import RecipeError
 from edge.model.spec import GlmSpec
 
 SMALL = 1_000_000_000
-"""Parameters below which a model is calibrated as a whole: it and its activations fit any laptop."""
+"""Parameters below which a model is calibrated unless told otherwise: minutes, where a large one takes hours."""
 _NPU_PER_CHANNEL = 5_000_000_000  # Intel's advice: one scale per output channel above 5B, groups of 128 below
 _NPU_GROUP = 64  # OpenVINO's road to the NPU unpacks 4-bit groups 64 at a time and stops at any that are smaller
 _XML_BYTES = 60_000
@@ -48,13 +48,11 @@ class Recipe:
     """Choose scales that keep the layer's output, over calibration text, rather than its weights."""
     by_weights: bool = False
     """Choose what stays out of 4 bits, layer by layer, from the weights alone: no calibration, little memory."""
-    gptq: bool = False
-    """Round column by column, each making up for the errors before it, over calibration text."""
 
     @property
     def needs_calibration(self) -> bool:
         """Whether the model has to be run over calibration text."""
-        return self.scale_estimation or self.gptq or (self.selects and not self.by_weights)
+        return self.scale_estimation or (self.selects and not self.by_weights)
 
     @property
     def selects(self) -> bool:
@@ -62,12 +60,19 @@ class Recipe:
         return self.weights == "int4" and self.ratio < 1
 
     @classmethod
-    def for_target(cls, target: str, spec: GlmSpec, *, weights: str = "int4", **overrides: Any) -> Recipe:
+    def for_target(
+        cls, target: str, spec: GlmSpec, *, weights: str = "int4", calibrate: bool | None = None, **overrides: Any
+    ) -> Recipe:
         """The preset for a device (cpu, igpu or npu) and the model's size.
 
-        `overrides` replace single fields; None leaves the preset's value.
+        `calibrate` says whether to choose scales (and what stays out of 4 bits) over calibration text, or from the
+        weights alone. `overrides` replace single fields. None leaves the preset's value.
         """
         given = {name: value for name, value in overrides.items() if value is not None}
+        if calibrate is not None and (calibrate or weights == "int4"):
+            given |= {"scale_estimation": calibrate, "by_weights": not calibrate}
+            if calibrate:
+                given |= {"awq": True}
         if weights != "int4":
             return dataclasses.replace(cls(weights), **given)
         if target == "npu":
@@ -80,7 +85,7 @@ class Recipe:
                 scale_estimation=True,
             )  # fmt: skip
         else:
-            # Data-free: calibrating 9B as a whole would hold it and its activations in memory.
+            # From the weights alone: calibrating 9B takes hours on a laptop, and waits for a --calibrate.
             recipe = cls(
                 "int4", group_size=_largest_group(spec, 128), symmetric=True, backup="int8_asym", awq=True,
                 by_weights=True,
@@ -134,6 +139,11 @@ class Recipe:
         return dataclasses.asdict(self)
 
     def _check_plain(self) -> None:
+        if self.needs_calibration:
+            raise RecipeError(
+                f"there is nothing to calibrate in {self.weights} weights",
+                hint="Leave --calibrate out, or ask for int4 weights.",
+            )
         plain = Recipe(self.weights, symmetric=self.symmetric if self.weights == "int8" else False)
         for field in dataclasses.fields(self):
             if (value := getattr(self, field.name)) != getattr(plain, field.name):

@@ -68,6 +68,7 @@ def write_model(
     for i, layer in zip(missing, made, strict=True):
         _name_nodes(guard(layer), f"layer-{i}")
         store.keep(layer, f"layer-{i}")
+        del layer
         done_with(_bytes_of_layer(checkpoint, i))
         progress("compressing layer by layer", i + 1, total)
     progress("compressing embedding and head", spec.num_layers, total)

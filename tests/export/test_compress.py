@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import openvino as ov
@@ -14,7 +13,7 @@ from edge.export.calibration import calibration_samples
 from edge.export.compress import compress, weight_bits
 from edge.export.graph import build_model
 from edge.export.recipe import Recipe, layer_weights
-from edge.model.checkpoint import Checkpoint, Weight
+from edge.model.checkpoint import Weight
 from edge.model.spec import GlmSpec
 
 TINY = GlmSpec("glm", 128, 64, 96, 2, 4, 2, 16, 8, 1e4, 1e-5, True, False, 128, (1,))
@@ -32,8 +31,7 @@ def made(spec: GlmSpec, recipe: Recipe, scale: float = 1.0) -> ov.Model:
         for name, shape in spec.tensor_shapes().items()
     }
     weights = {name: Weight(weight.raw.astype(np.uint16), "BF16") for name, weight in weights.items()}
-    texts = [rng.integers(0, spec.vocab_size, 64).tolist() for _ in range(2)]
-    return compress(build_model(spec, weights.__getitem__), recipe, calibration=texts, progress=lambda *stage: None)
+    return compress(build_model(spec, weights.__getitem__), recipe, calibration=None, progress=lambda *stage: None)
 
 
 @pytest.mark.parametrize("spec", VARIANTS.values(), ids=VARIANTS)
@@ -44,22 +42,12 @@ def made(spec: GlmSpec, recipe: Recipe, scale: float = 1.0) -> ov.Model:
         (Recipe("int4", 16, symmetric=True, backup="int8_sym", awq=True), "i4", "i8"),
         (Recipe("int4", -1, symmetric=True, backup="int8_sym"), "i4", "i8"),
         (Recipe("int4", 32), "u4", "bf16"),
-        (Recipe("int4", 32, gptq=True, backup="int8_asym"), "u4", "u8"),
     ],
-    ids=["asym", "sym awq", "per channel", "no backup", "gptq"],
+    ids=["asym", "sym awq", "per channel", "no backup"],
 )
 def test_every_layer_in_4_bits(spec: GlmSpec, recipe: Recipe, four: str, eight: str) -> None:
     ends = (1 if spec.tie_word_embeddings else 2) * spec.vocab_size * spec.hidden_size
     assert weight_bits(made(spec, recipe)) == {four: layer_weights(spec), eight: ends}
-
-
-@pytest.mark.parametrize("spec", VARIANTS.values(), ids=VARIANTS)
-def test_mixed_precision_keeps_its_promises(spec: GlmSpec) -> None:
-    model = made(spec, CALIBRATED)
-    counts = weight_bits(model)
-    assert 0.5 * layer_weights(spec) < counts["u4"] <= CALIBRATED.ratio * layer_weights(spec)
-    assert counts["u8"] > spec.vocab_size * spec.hidden_size
-    assert not model.has_rt_info(["runtime_options", "KV_CACHE_PRECISION"])
 
 
 @pytest.mark.parametrize(("weights", "precision"), [("int8", "u8"), ("bf16", "bf16"), ("fp16", "f16")])
@@ -102,26 +90,3 @@ def test_held_out_text_is_not_what_was_calibrated_with() -> None:
     text = "".join(chr(token) for sample in first for token in sample)
     assert "".join(map(chr, held[0])) not in text
     assert first == calibration_samples(_Letters())
-
-
-@pytest.mark.slow
-def test_the_pocket_model_keeps_its_mind(pocket_checkpoint: Path, tmp_path: Path) -> None:
-    from edge.export.infer import EXACT, infer, kl_divergence
-    from edge.model.tokenizer import load
-
-    checkpoint = Checkpoint(pocket_checkpoint)
-    spec, tokenizer = checkpoint.spec, load(pocket_checkpoint)
-    recipe = Recipe.for_target("cpu", spec)
-    samples = calibration_samples(tokenizer)
-    source = build_model(spec, checkpoint.weight)
-    ids = np.array(calibration_samples(tokenizer, count=1, length=256, held_out=True)[0])
-    expected = infer(ov.Core().compile_model(source, "CPU", EXACT), ids, 0)
-    model = compress(source, recipe, calibration=samples, progress=lambda *stage: None)
-    ov.save_model(model, tmp_path / "model.xml", compress_to_fp16=False)
-    size = sum(path.stat().st_size for path in tmp_path.iterdir())
-    assert size < 106e6
-    assert recipe.estimated_bytes(spec) == pytest.approx(size, rel=0.03)
-    counts = weight_bits(model)
-    assert counts["u4"] >= sum(counts.values()) / 2
-    found = infer(ov.Core().compile_model(model, "CPU", EXACT), ids, 0)
-    assert kl_divergence(expected, found).mean() < 0.1  # data-free asymmetric 32: 0.3

@@ -99,3 +99,21 @@ def test_estimated_bytes_of_9b() -> None:
     # Measured for this shape: 5.4 GB in symmetric int4 with group 128, int8 embedding and head.
     recipe = Recipe("int4", group_size=128, symmetric=True, backup="int8_asym")
     assert recipe.estimated_bytes(GLM4_9B) == pytest.approx(5.4e9, rel=0.03)
+
+
+@pytest.mark.parametrize("target", ["cpu", "igpu", "npu"])
+@pytest.mark.parametrize("spec", [POCKET, GLM4_9B], ids=["pocket", "9b"])
+@pytest.mark.parametrize("calibrate", [True, False])
+def test_calibration_is_the_users_choice(target: str, spec: GlmSpec, calibrate: bool) -> None:
+    recipe = Recipe.for_target(target, spec, calibrate=calibrate)
+    recipe.check(spec, target)
+    assert recipe.needs_calibration == calibrate
+    preset = Recipe.for_target(target, spec)
+    assert (recipe.group_size, recipe.ratio, recipe.backup) == (preset.group_size, preset.ratio, preset.backup)
+
+
+@pytest.mark.parametrize("weights", ["int8", "bf16", "fp16"])
+def test_there_is_nothing_to_calibrate_outside_4_bits(weights: str) -> None:
+    with pytest.raises(RecipeError, match=f"nothing to calibrate in {weights} weights.*Leave --calibrate out"):
+        Recipe.for_target("cpu", POCKET, weights=weights, calibrate=True).check(POCKET, "cpu")
+    Recipe.for_target("cpu", POCKET, weights=weights, calibrate=False).check(POCKET, "cpu")

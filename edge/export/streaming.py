@@ -63,9 +63,11 @@ def write_model(
     else:
         layers = map(make_layer or functools.partial(_compressed_layer, checkpoint, recipe), missing)
     progress("compressing layer by layer", total - 1 - len(missing), total)
-    for i, layer in zip(missing, layers, strict=True):
+    for i in missing:
+        layer = next(layers)  # a zip would hold the layer before while this one is made
         _name_nodes(layer, f"layer-{i}")
         store.keep(layer, f"layer-{i}")
+        del layer
         done_with(_bytes_of_layer(checkpoint, i))
         progress("compressing layer by layer", i + 1, total)
     progress("compressing embedding and head", spec.num_layers, total)

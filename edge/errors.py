@@ -9,6 +9,7 @@
     ├── DownloadError              weights that could not be fetched or that came damaged
     ├── RecipeError                a compression recipe the model or device cannot take
     ├── OutputError                a folder that cannot be written: not ours, no room
+    ├── ResourceError              a machine with too little memory for the job
     ├── VerificationError          an export whose proof failed; nothing was kept
     ├── ModelError                 a folder that holds no exported model, or a damaged one
     ├── DeviceError                a device that is not there or cannot run the model
@@ -67,6 +68,10 @@ class RecipeError(EdgeError):
 
 class OutputError(EdgeError):
     """A folder that cannot be written."""
+
+
+class ResourceError(EdgeError):
+    """A machine with too little memory for the job."""
 
 
 class VerificationError(EdgeError):

@@ -27,19 +27,40 @@ def home() -> Path:
     return Path(override).expanduser() if override else platformdirs.user_cache_path("glm4-edge", appauthor=False)
 
 
-def check_room(folder: Path, needed_bytes: int, purpose: str) -> None:
-    """Refuse, before work starts, what the disk under `folder` cannot hold.
+def check_room(folder: Path, needed_bytes: int, purpose: str, variable: str = HOME_VARIABLE) -> None:
+    """Refuse, before work starts, what the disk under `folder` cannot hold; `variable` would move it.
 
     Raises:
         OutputError: less than `needed_bytes` free.
     """
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    existing = existing_part(folder)
     free = shutil.disk_usage(existing).free
     if free < needed_bytes:
         raise OutputError(
             f"{purpose} needs {needed_bytes / 1e9:.2f} GB at {existing}, where {free / 1e9:.2f} GB are free",
-            hint=f"Free some space, name a folder on another disk, or set {HOME_VARIABLE} to one.",
+            hint=f"Free some space, name a folder on another disk, or set {variable} to one.",
         )
+
+
+def existing_part(folder: Path) -> Path:
+    """The folder itself, or the nearest one above it that exists: it lies on the same disk."""
+    return next(path for path in (folder, *folder.absolute().parents) if path.exists())
+
+
+def check_place(target: Path) -> None:
+    """Refuse a place where no folder can be put.
+
+    Raises:
+        OutputError: it is the folder one is in, or around it, or may not be written.
+    """
+    target = target.expanduser().resolve()
+    if target == Path.cwd() or target in Path.cwd().parents:
+        raise OutputError(
+            f"{target} is the folder you are in, or one around it", hint="Name a folder that does not exist yet."
+        )
+    above = existing_part(target.parent)
+    if not os.access(above, os.W_OK):
+        raise _unwritable(target, PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(above)))
 
 
 @contextlib.contextmanager
@@ -60,13 +81,10 @@ def new_folder(
     Raises:
         OutputError: the place cannot be written, the disk filled up, or another process is at it.
     """
+    check_place(target)
     target = target.expanduser().resolve()
-    if target == Path.cwd() or target in Path.cwd().parents:
-        raise OutputError(
-            f"{target} is the folder you are in, or one around it", hint="Name a folder that does not exist yet."
-        )
     work, aside = (target.with_name(f".{target.name}.{ending}") for ending in ("partial", "old"))
-    with _alone(target):
+    with alone(target):
         keep = False
         try:
             if aside.exists() and not target.exists():  # a process was killed between two renames
@@ -87,11 +105,11 @@ def new_folder(
             raise _unwritable(target, error) from error
         finally:
             if not keep:
-                shutil.rmtree(work, ignore_errors=True)
+                _discard(work)
 
 
 @contextlib.contextmanager
-def _alone(target: Path) -> Iterator[None]:
+def alone(target: Path) -> Iterator[None]:
     """Hold a lock on `target`'s name; it lies in the cache, and a killed process holds it no longer."""
     name = hashlib.sha256(str(target).encode()).hexdigest()[:16]
     lock = FileLock(home() / "locks" / f"{name}.lock")
@@ -117,10 +135,16 @@ def _take_up(work: Path, key: str | None) -> None:
     """Leave `work` there if it was begun with the same key, else empty."""
     path = work / PARTIAL_KEY
     if key is None or not path.is_file() or path.read_text(encoding="utf-8") != key:
-        shutil.rmtree(work, ignore_errors=True)
+        _discard(work)
         work.mkdir()
         if key is not None:
             path.write_text(key, encoding="utf-8")
+
+
+def _discard(work: Path) -> None:
+    """Delete `work`, its key first: killed on the way, what is left of it is not taken up."""
+    (work / PARTIAL_KEY).unlink(missing_ok=True)
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

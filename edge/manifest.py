@@ -49,6 +49,10 @@ class Check(_Section):
     name: str
     passed: bool
     figures: dict[str, Any]
+    message: str | None = None
+    """What is wrong or, where the check passed, worth a warning."""
+    hint: str | None = None
+    """What to do about it."""
 
 
 class Manifest(_Section):

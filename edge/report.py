@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import click
 from edge.messages import Progress
 
 if TYPE_CHECKING:
-    from edge.manifest import Manifest
+    from edge.manifest import Check, Manifest
 
 
 def say(text: str) -> None:
@@ -28,11 +29,36 @@ def summary(made: Manifest) -> str:
         lines.append(made.source.description)
     for check in made.checks:
         lines.append(f"  checked {_CHECKS[check.name](check.figures)}")
+        if check.message:
+            lines.append(f"  Warning: {check.message}. {check.hint or ''}".rstrip())
         if check.name == "compression" and check.figures["top1_agreement"] < _POOR_AGREEMENT:
             lines.append("  That is noticeably worse than the checkpoint; --weights int8 keeps more.")
+    if made.target == "npu" and all(check.name != "npu rehearsal" for check in made.checks):
+        lines.append("  not rehearsed for the NPU: that would take the memory of the whole model")
     return "\n".join(lines)
 
 
+def check_table(checks: Sequence[Check], left_out: Sequence[str]) -> str:
+    """Checks of a finished model for a person: outcome, name and finding of each, and what was not checked."""
+    lines = []
+    for check in checks:
+        outcome = "FAILED" if not check.passed else "warning" if check.message else "passed"
+        finding = check.message or _CHECKS[check.name](check.figures)
+        lines.append(f"{outcome:<8} {check.name:<12} {finding}")
+        if check.message and check.hint:
+            lines.append(f"{'':<22}{check.hint}")
+        for kind, forms in check.figures.get("kinds", {}).items():
+            told = "; ".join(
+                f"{form} ({count} {'matrix' if count == 1 else 'matrices'})" for form, count in forms.items()
+            )
+            lines.append(f"{'':<22}{kind:<20}{told}")
+    lines += [f"{'not':<8} checked: {sentence}" for sentence in left_out]
+    failed, warned = sum(not check.passed for check in checks), sum(bool(check.message) for check in checks)
+    lines.append(f"{len(checks)} checks, {failed} failed, {warned - failed} with a warning")
+    return "\n".join(lines)
+
+
+_LOG_PERCENT, _LOG_SECONDS = 10, 10.0  # how often a log hears of a stage that goes on: both must have passed
 _POOR_AGREEMENT = 0.8
 _CHECKS: dict[str, Callable[[dict[str, Any]], str]] = {
     "tokenizer": lambda f: f"the tokenizer: equal to the checkpoint's on {f['texts']:,} texts",
@@ -40,11 +66,28 @@ _CHECKS: dict[str, Callable[[dict[str, Any]], str]] = {
         f"the graph: logits within {f['max_error']:.1g} of the definition at scale {f['logit_scale']:.0f}, "
         f"{f['layers']} of {f['of_layers']} layers"
     ),
+    "files": lambda f: f"the files: complete, {f['bytes'] / 1e6:,.0f} MB of weights",
+    "template": lambda f: f"the chat template: as the checkpoint's in {len(f['conversations'])} conversations",
+    "stop ids": lambda f: "the stop ids: " + ", ".join(f"{name or '?'} {item}" for item, name in f["stop_ids"].items()),
     "weights": lambda f: f"the weights: {f['share_in_4_bits']:.0%} in 4 bits",
     "fusions": lambda f: "the compiled model: every attention and every rotary embedding is fused",
+    "lengths": lambda f: (
+        f"prompts of up to {f['lengths'][-1]} tokens, {len(f['lengths'])} lengths: finite, in {f['layers']} of "
+        f"{f['of_layers']} layers"
+        if f["lengths"]
+        else "prompts of no length"
+    ),
+    "rows": lambda f: (
+        f"rows of {f['matrices']} matrices: at most {f['worst_error']:.0%} away from the checkpoint, "
+        f"{f['norms_and_biases']} norms and biases equal"
+    ),
     "compression": lambda f: (
         f"the answers: the checkpoint's next token {f['top1_agreement']:.0%} of the time (KL {f['kl_mean']:.3f}) "
         f"over {f['tokens']} tokens"
+    ),
+    "npu rehearsal": lambda f: (
+        f"the NPU's fixed shapes, rehearsed {f['ran']}: {f['same_tokens']} of {f['tokens']} tokens as on the CPU's own "
+        f"road, logits within {f['logit_distance']:.1g} at scale {f['logit_scale']:.0f}"
     ),
     "parts": lambda f: (
         "the parts: " + ", ".join(f"{name} {error:.0%}" for name, error in f.items()) + " away from the checkpoint"
@@ -56,20 +99,27 @@ _CHECKS: dict[str, Callable[[dict[str, Any]], str]] = {
 def progress_lines() -> Iterator[Progress]:
     """A live line for each stage on a terminal, a plain line for each in a log; always on stderr."""
     if not sys.stderr.isatty():
-        seen: list[str] = []
+        last, told, due = "", 0, 0.0
 
         def plain(stage: str, done: int, total: int) -> None:
-            if not seen or seen[-1] != stage:
-                seen.append(stage)
+            nonlocal last, told, due
+            percent = 100 * done // total if total else 0
+            if stage != last:
                 click.echo(f"{stage} …", err=True)
+            elif percent - told >= _LOG_PERCENT and time.monotonic() >= due:
+                click.echo(f"{stage} … {percent} %", err=True)
+            else:
+                return
+            last, told, due = stage, percent, time.monotonic() + _LOG_SECONDS
 
         yield plain
         return
     from rich.console import Console
-    from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, SpinnerColumn, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=30), TimeElapsedColumn())
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=30), TaskProgressColumn(),
+               TimeElapsedColumn())  # fmt: skip
     with Bars(*columns, console=Console(stderr=True), transient=False) as bars:
         tasks: dict[str, TaskID] = {}
 

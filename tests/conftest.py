@@ -71,8 +71,9 @@ def write_chatglm(folder: Path, glm: Path) -> Path:
         "transformer.embedding.word_embeddings.weight": raw("model.embed_tokens.weight"),
         "transformer.rotary_pos_emb.inv_freq": np.zeros(spec.rotary_dim // 2, "<u2"),
         "transformer.encoder.final_layernorm.weight": raw("model.norm.weight"),
-        "transformer.output_layer.weight": raw("lm_head.weight"),
     }
+    if not spec.tie_word_embeddings:
+        tensors["transformer.output_layer.weight"] = raw("lm_head.weight")
     for i in range(spec.num_layers):
         theirs, ours = f"transformer.encoder.layers.{i}.", f"model.layers.{i}."
         for kind in ("weight", "bias") if spec.attention_bias else ("weight",):
@@ -90,12 +91,32 @@ def write_chatglm(folder: Path, glm: Path) -> Path:
         "layernorm_epsilon": spec.rms_norm_eps, "multi_query_attention": True, "original_rope": True,
         "multi_query_group_num": spec.num_kv_heads, "num_attention_heads": spec.num_heads, "post_layer_norm": True,
         "num_layers": spec.num_layers, "padded_vocab_size": spec.vocab_size, "rope_ratio": spec.rope_theta / 1e4,
-        "seq_length": spec.context_length, "eos_token_id": list(spec.stop_ids), "tie_word_embeddings": False,
-        "apply_residual_connection_post_layernorm": False, "torch_dtype": "bfloat16",
+        "seq_length": spec.context_length, "eos_token_id": list(spec.stop_ids), "torch_dtype": "bfloat16",
+        "apply_residual_connection_post_layernorm": False, "tie_word_embeddings": spec.tie_word_embeddings,
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
     write_tokenizer(folder, spec.vocab_size)
     return folder
+
+
+def split_into_shards(folder: Path, count: int = 2) -> None:
+    """The checkpoint's one file becomes `count` and an index, its tensors dealt round."""
+    single = folder / "model.safetensors"
+    data = single.read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    header.pop("__metadata__", None)
+    weight_map: dict[str, str] = {}
+    for i in range(count):
+        shard = f"model-{i + 1:05}-of-{count:05}.safetensors"
+        tensors = {
+            name: np.frombuffer(data, "<u2", (end - begin) // 2, start + begin).reshape(header[name]["shape"])
+            for name, (begin, end) in [(name, header[name]["data_offsets"]) for name in list(header)[i::count]]
+        }
+        write_safetensors(folder / shard, tensors)
+        weight_map |= dict.fromkeys(tensors, shard)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    single.unlink()
 
 
 def write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> None:

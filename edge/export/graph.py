@@ -34,11 +34,14 @@ from openvino.op import util
 from edge.model.checkpoint import Weight
 from edge.model.spec import GlmSpec
 
-# The lowest finite f16: survives the plugins' conversion to f16, where f32's lowest becomes -inf and
-# a fully masked row NaN.
-MASKED = np.float32(np.finfo(np.float16).min)
+# Half of the lowest f16. Where scores and mask are added in f16 the lowest itself would become -inf with any score
+# below -16, and a fully masked row (padding, of which the NPU's static shapes make much) NaN.
+MASKED = np.float32(-32768)
 _END = np.iinfo(np.int32).max  # what the fusions read as "to the end"
 OV_TYPE = {"BF16": ov.Type.bf16, "F16": ov.Type.f16, "F32": ov.Type.f32}
+
+PRECISE = "/precise."
+"""In the names of operations that must not be done in f16; `edge.export.fp16` marks them for the plugins."""
 
 Node = Any  # openvino's Python nodes carry no useful static types
 
@@ -174,17 +177,19 @@ class _Builder:
     def attention(self, hidden: Node, i: int) -> Node:
         spec = self.spec
         prefix = f"model.layers.{i}.self_attn."
-        query = self.rope(self.heads(hidden, prefix + "q_proj", spec.num_heads, rotary=True))
+        query = self.heads(hidden, prefix + "q_proj", spec.num_heads, rotary=True, factor=_query_factor(spec))
+        query = self.rope(query)
         key = self.rope(self.heads(hidden, prefix + "k_proj", spec.num_kv_heads, rotary=True))
         value = self.heads(hidden, prefix + "v_proj", spec.num_kv_heads, rotary=False)
         key = self.shared(self.cached(key, i, "key"))
         value = self.shared(self.cached(value, i, "value"))
-        out = ops.scaled_dot_product_attention(query, key, value, self.mask, name=prefix + "sdpa")
+        scale = ops.constant(np.float32(1 / _query_factor(spec) / np.sqrt(spec.head_dim)))
+        out = ops.scaled_dot_product_attention(query, key, value, self.mask, scale, name=prefix + "sdpa")
         out = ops.reshape(ops.transpose(out, _i64([0, 2, 1, 3])), _i64([0, 0, spec.q_size]), True)
         return self.linear(out, prefix + "o_proj")
 
-    def heads(self, hidden: Node, name: str, heads: int, *, rotary: bool) -> Node:
-        """Project and lay out as [B, heads, S, head_dim]; rows of q and k in half-split order."""
+    def heads(self, hidden: Node, name: str, heads: int, *, rotary: bool, factor: float = 1.0) -> Node:
+        """Project, scale and lay out as [B, heads, S, head_dim]; rows of q and k in half-split order."""
         spec = self.spec
         order = rotary_row_order(heads, spec.head_dim, spec.rotary_dim) if rotary else None
         out = self.linear(hidden, name, order)
@@ -192,6 +197,8 @@ class _Builder:
             bias = self.weight(name + ".bias")
             bias = bias if order is None else bias.rows(order)
             out = ops.add(out, ops.constant(bias.f32()[None, None, :]), name=name + ".bias_add")
+        if factor != 1.0:
+            out = ops.multiply(out, ops.constant(np.float32(factor)), name=name + ".scaled")
         out = ops.reshape(out, _i64([0, 0, heads, spec.head_dim]), True)
         return ops.transpose(out, _i64([0, 2, 1, 3]))
 
@@ -225,10 +232,12 @@ class _Builder:
         table = ops.constant(frequencies.astype(np.float32).reshape(1, -1, 1))
         target = ops.concat([batch, _i64([len(frequencies)]), _i64([1])], 0)
         table = ops.broadcast(table, target, broadcast_spec="BIDIRECTIONAL")
-        positions = ops.convert(ops.unsqueeze(position_ids, _i64(1)), "f32")
-        angles = ops.transpose(ops.matmul(table, positions, False, False), _i64([0, 2, 1]))
-        angles = ops.concat([angles, angles], -1)
-        cos, sin = ops.cos(angles), ops.sin(angles)
+        name = "rotary" + PRECISE  # f16 knows no odd number above 2048
+        positions = ops.convert(ops.unsqueeze(position_ids, _i64(1)), "f32", name=name + "positions")
+        angles = ops.matmul(table, positions, False, False, name=name + "angles")
+        angles = ops.transpose(angles, _i64([0, 2, 1]), name=name + "transposed")
+        angles = ops.concat([angles, angles], -1, name=name + "twice")
+        cos, sin = ops.cos(angles, name=name + "cos"), ops.sin(angles, name=name + "sin")
         if scale != 1.0:
             factor = ops.constant(np.float32(scale))
             cos, sin = ops.multiply(cos, factor), ops.multiply(sin, factor)
@@ -282,11 +291,14 @@ class _Builder:
         return self.linear(gated, prefix + "down_proj", factors=factors)
 
     def rms_norm(self, x: Node, name: str) -> Node:
-        square = ops.power(x, ops.constant(np.float32(2)))
-        mean = ops.reduce_mean(square, _i64([-1]), True)
-        root = ops.sqrt(ops.add(mean, ops.constant(np.float32(self.spec.rms_norm_eps))))
-        normed = ops.multiply(x, ops.divide(ops.constant(np.float32(1)), root))
-        scale = ops.constant(self.weight(name + ".weight").f32()[None, None, :])
+        inner = name + PRECISE  # the square of 256 is beyond f16
+        square = ops.power(x, ops.constant(np.float32(2)), name=inner + "square")
+        mean = ops.reduce_mean(square, _i64([-1]), True, name=inner + "mean")
+        epsilon = ops.constant(np.float32(self.spec.rms_norm_eps), name=name + ".epsilon")
+        root = ops.sqrt(ops.add(mean, epsilon, name=inner + "sum"), name=inner + "root")
+        inverse = ops.divide(ops.constant(np.float32(1)), root, name=inner + "inverse")
+        normed = ops.multiply(x, inverse, name=inner + "normed")
+        scale = ops.constant(self.weight(name + ".weight").f32()[None, None, :], name=name + ".weight")
         return ops.multiply(normed, scale, name=name)
 
     def constant(self, name: str, order: NDArray[np.int64] | None = None) -> Node:
@@ -313,6 +325,16 @@ def _parameter(name: str, shape: list[int], dtype: ov.Type) -> Node:
     node = ops.parameter(shape, dtype, name=name)
     node.output(0).set_names({name})
     return node
+
+
+def _query_factor(spec: GlmSpec) -> float:
+    """What q is scaled by before it meets k: a power of two, so that no bit changes, near 1/√head_dim.
+
+    GLM-4's q·k goes beyond f16's 65504 before it is scaled. The rest of the scale is between 1 and 2, so that the
+    product is never larger than what the softmax sees. Scaling q *before* its rotation keeps plugins from moving
+    the factor back behind the product.
+    """
+    return float(2.0 ** -np.ceil(np.log2(spec.head_dim) / 2))
 
 
 def _channels(x: Node, begin: int, end: int) -> Node:

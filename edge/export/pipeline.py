@@ -9,6 +9,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -16,28 +17,29 @@ from typing import Any
 
 from edge import manifest
 from edge.errors import OutputError, RecipeError, VerificationError
-from edge.export import streaming, verify
+from edge.export import fp16, streaming, verify, verify_ir, verify_parts, verify_text
 from edge.export.calibration import UserText, calibration_samples
 from edge.export.digests import Digests
+from edge.export.forecast import check_memory
 from edge.export.layerwise import Layerwise
-from edge.export.recipe import Recipe
+from edge.export.recipe import SMALL, Recipe
+from edge.export.rehearse import rehearse
 from edge.export.store import Store
 from edge.export.tokenize import export_tokenizer
-from edge.export.verify_parts import check_parts
-from edge.files import PARTIAL_KEY, check_room, new_folder
+from edge.files import PARTIAL_KEY, check_place, check_room, new_folder
 from edge.messages import Progress
 from edge.model import tokenizer as tokenizers
 from edge.model.checkpoint import Checkpoint
 from edge.model.hub import Located
 from edge.model.layouts import glm_config
-from edge.model.spec import read_json
+from edge.model.spec import GlmSpec, read_json
 
 # Kept beside the IR so that the folder also serves transformers, optimum-intel and GenAI.
 _COMPANIONS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
                "special_tokens_map.json", "chat_template.jinja")  # fmt: skip
 _READ = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
          "chat_template.jinja")  # fmt: skip
-_PARTS = "parts"
+_PARTS, _SPENT = "parts", "parts-spent"
 _FULL_BYTES = 64_000_000  # a write of OpenVINO's that fails with less than this left failed for want of it
 _WORTH_KEEPING = 1_000_000_000  # parameters; about half a minute of work
 _PACKAGES = ("openvino", "openvino-tokenizers", "nncf", "transformers", "numpy")
@@ -67,32 +69,80 @@ def plan(
         CheckpointError: the folder is no complete GLM-4 checkpoint.
         RecipeError: the recipe does not fit the model or the device.
         OutputError: `out` is somebody else's folder, or the disk is too full.
+        ResourceError: it would not fit this machine's memory.
     """
+    job = prepare(located, out, target=target, make_recipe=make_recipe, calibration_text=calibration_text)
+    check_machine(job.checkpoint.spec, job.recipe, out)
+    return job
+
+
+def prepare(
+    located: Located, out: Path, *, target: str, make_recipe: Callable[[Any], Recipe],
+    calibration_text: Path | None = None,
+) -> Job:  # fmt: skip
+    """`plan` without a look at the machine."""
     check_output(out)
     checkpoint = Checkpoint(located.folder)
     recipe = make_recipe(checkpoint.spec)
     recipe.check(checkpoint.spec, target)
-    if calibration_text is not None and not recipe.needs_calibration:
+    text = user_text(recipe, calibration_text)
+    check_dtype(recipe, checkpoint.weight("model.embed_tokens.weight").dtype)
+    stop_ids = tokenizers.stop_ids(located.folder, checkpoint.spec)
+    tokenizers.require(located.folder)
+    return Job(located, checkpoint, recipe, target, out, stop_ids, text)
+
+
+def user_text(recipe: Recipe, path: Path | None) -> UserText | None:
+    """The calibration text that the user named, if any.
+
+    Raises:
+        RecipeError: it cannot be read, or the recipe has no use for it.
+    """
+    if path is not None and not recipe.needs_calibration:
         raise RecipeError(
-            f"nothing is calibrated, so that {calibration_text} would not be read",
+            f"nothing is calibrated, so that {path} would not be read",
             hint="Add --calibrate, or leave --calibration-text out.",
         )
-    source = checkpoint.weight("model.embed_tokens.weight").dtype
+    return None if path is None else UserText.read(path)
+
+
+def check_recipe(recipe: Recipe, spec: GlmSpec, target: str, out: Path) -> None:
+    """What config.json alone can tell: called before a download, too.
+
+    Raises:
+        RecipeError: the recipe does not fit the model or the device.
+        OutputError: the disk is too full.
+        ResourceError: it would not fit this machine's memory.
+    """
+    recipe.check(spec, target)
+    check_machine(spec, recipe, out)
+
+
+def check_machine(spec: GlmSpec, recipe: Recipe, out: Path) -> None:
+    """Refuse an export for which this machine has too little disk or memory."""
+    check_room(out, room_bytes(spec, recipe), f"the export to {out}")
+    check_memory(spec, recipe)
+
+
+def room_bytes(spec: GlmSpec, recipe: Recipe) -> int:
+    """Of disk, to be on the safe side of `Recipe.estimated_bytes`."""
+    return int(1.1 * recipe.estimated_bytes(spec)) + 20_000_000
+
+
+def check_dtype(recipe: Recipe, source: str) -> None:
+    """Refuse bf16 from a checkpoint in `source` (BF16, F16 or F32) that has none."""
     if recipe.weights == "bf16" and source != "BF16":
         raise RecipeError(
             f"bf16 was asked for, but the checkpoint is in {source}", hint="Ask for fp16, int8 or int4 weights."
         )
-    stop_ids = tokenizers.stop_ids(located.folder, checkpoint.spec)
-    check_room(out, int(1.1 * recipe.estimated_bytes(checkpoint.spec)) + 20_000_000, f"the export to {out}")
-    text = None if calibration_text is None else UserText.read(calibration_text)
-    return Job(located, checkpoint, recipe, target, out, stop_ids, text)
 
 
 def check_output(out: Path) -> None:
-    """Refuse a place that holds something other than an earlier export."""
+    """Refuse a place that cannot be written, or holds something other than an earlier export."""
     for path in (out, *out.absolute().parents):
         if path.is_file():
             raise OutputError(f"{path} is a file", hint="Name a folder that does not exist yet.")
+    check_place(out)
     if not out.is_dir() or not any(out.iterdir()):
         return
     ours = manifest.files_of(out)
@@ -130,31 +180,69 @@ def _run(job: Job, digests: Digests, progress: Progress) -> manifest.Manifest:
         text = job.calibration_text
         samples = calibration_samples(tokenizer) if text is None else text.samples(tokenizer)
     proof_ids = calibration_samples(tokenizer, count=1, length=128, held_out=True)[0]
-    checks = []
+    checks: list[manifest.Check] = []
+
+    def keep(check: manifest.Check) -> None:
+        if not check.passed:
+            raise VerificationError(str(check.message), hint=f"Nothing was kept. {check.hint}")
+        checks.append(check)
+
     with new_folder(job.out, key=_key(job), may_replace=check_output) as work, _full_disk_is_told(work):
+        _keep_only_parts(work)
         progress("converting the tokenizer", 0, 0)
-        checks.append(export_tokenizer(tokenizer, work))
+        keep(export_tokenizer(tokenizer, work))
         progress("checking the graph", 0, 0)
         graph, reference = verify.check_graph(checkpoint, proof_ids)
-        checks.append(graph)
+        keep(graph)
         model_file = work / manifest.MODEL_FILE
         store = Store(work / _PARTS, model_file.with_suffix(".bin"))
         make_layer = None if samples is None else Layerwise(checkpoint, recipe, samples, store, progress).make_layer
         streaming.write_model(
             checkpoint, recipe, store, model_file, progress, make_layer=make_layer, done_with=digests.done_with
         )
-        progress("proving the result", 0, 0)
-        checks.append(verify.check_weights(model_file, recipe, spec))
-        checks.append(verify.check_fusions(model_file, spec))
-        if reference is not None:
-            checks.append(verify.check_compression(model_file, reference, proof_ids))
-        else:
-            checks.append(check_parts(model_file, checkpoint, verify.EXACT))
+        fp16.mark(model_file)
         _write_companions(job, work, tokenizer)
+        for check in _prove(job, work, tokenizer, reference, proof_ids, progress):
+            keep(check)
         result = _manifest(job, work, checks, tokenizer, digests.result())
         result.write(work)
-        shutil.rmtree(work / _PARTS, ignore_errors=True)  # until here an interrupted export could go on from them
+        if (work / _PARTS).exists():  # until here an interrupted export could go on from them
+            (work / _PARTS).rename(work / _SPENT)  # all of them at once: half of them would not give the same model
+        shutil.rmtree(work / _SPENT, ignore_errors=True)
     return result
+
+
+def _prove(
+    job: Job, work: Path, tokenizer: Any, reference: Any, proof_ids: list[int], progress: Progress
+) -> Iterator[manifest.Check]:
+    """The checks of the finished model, each as soon as it is made."""
+    spec, model_file = job.checkpoint.spec, work / manifest.MODEL_FILE
+    progress("proving the result", 0, 0)
+    yield verify_text.check_template(work, tokenizer)
+    yield verify_text.check_stop_ids(work, tokenizer, job.stop_ids)
+    yield verify_ir.check_weights(model_file, job.recipe)
+    with ThreadPoolExecutor(1) as pool:  # compiling uses one core, and little memory
+        fusions = pool.submit(verify_ir.check_fusions, model_file)
+        yield verify_ir.check_lengths(model_file, spec.vocab_size, spec.context_length)
+        yield verify_parts.check_rows(model_file, job.checkpoint)
+        if reference is None:
+            yield verify_parts.check_parts(model_file, job.checkpoint)
+        else:
+            yield verify.check_compression(model_file, reference, proof_ids)
+        yield fusions.result()
+    if job.target == "npu" and spec.parameter_count() < SMALL:  # it takes the memory of the whole model twice
+        progress("rehearsing the NPU", 0, 0)
+        yield rehearse(model_file, proof_ids)
+
+
+def _keep_only_parts(work: Path) -> None:
+    """Of what an interrupted export left, all is made again except the parts and their weights."""
+    weights = Path(manifest.MODEL_FILE).with_suffix(".bin").name
+    for path in work.iterdir():
+        if path.is_dir() and path.name != _PARTS:
+            shutil.rmtree(path)
+        elif path.is_file() and path.name not in (PARTIAL_KEY, weights):
+            path.unlink()
 
 
 @contextlib.contextmanager
@@ -193,9 +281,10 @@ def _write_companions(job: Job, work: Path, tokenizer: Any) -> None:
     for name in _COMPANIONS:
         if (source / name).is_file():
             shutil.copyfile(source / name, work / name)
-    if not (work / "tokenizer.json").is_file():
+    chatglm = job.checkpoint.spec.model_type == "chatglm"  # whose files would ask for remote code
+    if chatglm or not (work / "tokenizer.json").is_file():
         tokenizers.save(tokenizer, work)
-    if job.checkpoint.spec.model_type == "chatglm":  # otherwise the folder would ask for remote code
+    if chatglm:
         config = {"architectures": ["GlmForCausalLM"], "model_type": "glm"}
         config |= glm_config(read_json(source / "config.json"), str(source))
         _write_json(work / "config.json", config)

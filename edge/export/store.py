@@ -4,8 +4,7 @@ Every constant goes straight to its place in the final `openvino_model.bin`. Wha
 graph, is an XML file of some kilobytes that points there. The whole is put together from those files, its
 constants mapped from the disk, and only its XML is written: the weights are written once.
 
-OpenVINO's serialiser always writes a .bin of its own. It goes to the null device, and the offsets it
-chose are replaced by those of the constants, found by their names.
+OpenVINO's serialiser always writes a .bin of its own; it goes to the null device.
 """
 
 from __future__ import annotations
@@ -20,8 +19,10 @@ from typing import Any, BinaryIO
 import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
+from openvino import opset13 as ops
 
 _ALIGNMENT = 64  # what the plugins' vector loads like
+_LARGE = 1 << 12  # bytes; smaller constants may be shapes, which the graph around them is checked with
 
 
 class Store:
@@ -84,17 +85,30 @@ class Store:
         return ov.Core().read_model(self._xml(part), self.weights)
 
     def write_xml(self, model: ov.Model, path: Path) -> None:
-        """Serialise the graph alone, pointing at the constants' places."""
+        """Serialise the graph alone, pointing at the constants' places; the model is used up.
+
+        The serialiser would read and hash every constant's bytes, again for each part. So it is shown Parameters
+        of the same types and shapes in place of the large ones, which the XML then calls what they are.
+        """
+        stand_ins = []
+        for node in constants(model):
+            if raw_bytes(node).size < _LARGE:
+                continue
+            kind, shape = node.get_element_type(), node.get_output_shape(0)
+            stand_in = ops.parameter(list(shape), kind, name=node.get_friendly_name())
+            node.output(0).replace(stand_in.output(0))
+            stand_ins.append(stand_in)
+        model.add_parameters(stand_ins)
         ov.serialize(model, path, os.devnull)
         tree = ElementTree.parse(path)
         for layer in tree.iter("layer"):
-            if layer.get("type") == "Const":
+            if layer.get("name") in self.places and layer.get("type") in ("Const", "Parameter"):
+                layer.set("type", "Const")
                 data = layer.find("data")
                 assert data is not None
                 offset, size = self.places[str(layer.get("name"))]
-                if int(str(data.get("size"))) != size:
-                    raise ValueError(f"{layer.get('name')} has {data.get('size')} bytes, not {size}")
                 data.set("offset", str(offset))
+                data.set("size", str(size))
         tree.write(path, encoding="utf-8", xml_declaration=True)
 
     def _xml(self, part: str) -> Path:

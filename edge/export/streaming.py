@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,15 +23,17 @@ from numpy.typing import NDArray
 
 from edge.export.compress import compress
 from edge.export.datafree import DataFree, decompression, facts
+from edge.export.fp16 import guard
 from edge.export.graph import assemble, build_ends, build_layer
 from edge.export.quantize import Quantized, blocks_of_rows, quantize
 from edge.export.recipe import Recipe
 from edge.export.store import Store
 from edge.messages import Progress
-from edge.model.checkpoint import Checkpoint
+from edge.model.checkpoint import Checkpoint, Weight
+from edge.model.spec import GlmSpec
 
 _ROWS = 4096  # of an embedding at a time: 17 MB of 8-bit weights at 4096 columns
-_WORKERS = 2  # more would wait for the disk, and each holds a layer
+_WORKERS = min(4, os.cpu_count() or 1)  # more would wait for the disk, and each holds a layer
 _NOTHING: NDArray[np.uint8] = np.empty(0, np.uint8)
 _T = TypeVar("_T")
 _U = TypeVar("_U")
@@ -58,14 +61,14 @@ def write_model(
     spec = checkpoint.spec
     total = spec.num_layers + 1
     missing = [i for i in range(spec.num_layers) if not store.holds(f"layer-{i}")]
-    if make_layer is None and DataFree.makes(recipe):
-        layers = _rounded_layers(checkpoint, recipe, missing)
-    else:
-        layers = map(make_layer or functools.partial(_compressed_layer, checkpoint, recipe), missing)
+    made = (
+        compressed_layers(spec, checkpoint.weight, recipe, missing) if make_layer is None else map(make_layer, missing)
+    )
     progress("compressing layer by layer", total - 1 - len(missing), total)
-    for i in missing:
-        layer = next(layers)  # a zip would hold the layer before while this one is made
-        _name_nodes(layer, f"layer-{i}")
+    numbers = iter(missing)
+    for layer in made:  # a zip with the numbers would hold each layer while the next is made
+        i = next(numbers)
+        _name_nodes(guard(layer), f"layer-{i}")
         store.keep(layer, f"layer-{i}")
         del layer
         done_with(_bytes_of_layer(checkpoint, i))
@@ -79,7 +82,7 @@ def write_model(
             mapped = _round_rows(ends, checkpoint, symmetric, store)
         elif recipe.weights != "int4":
             ends = compress(ends, recipe, calibration=None, progress=_silent)
-        _name_nodes(ends, "ends")
+        _name_nodes(guard(ends), "ends")
         store.keep(ends, "ends")
         del ends, mapped  # in this order: OpenVINO's constants do not keep Python's arrays alive
     progress("putting the model together", 0, 0)
@@ -94,21 +97,22 @@ def write_model(
     store.write_xml(model, model_file)
 
 
-def _rounded_layers(checkpoint: Checkpoint, recipe: Recipe, numbers: Sequence[int]) -> Iterator[ov.Model]:
-    """The layers, compressed from their weights alone."""
+def compressed_layers(
+    spec: GlmSpec, weight: Callable[[str], Weight], recipe: Recipe, numbers: Sequence[int]
+) -> Iterator[ov.Model]:
+    """The layers of these numbers, compressed from their weights alone; each is to be let go before the next."""
+    if not DataFree.makes(recipe):
+        for i in numbers:
+            yield compress(build_layer(spec, weight, i), recipe, calibration=None, progress=_silent, part=True)
+        return
 
     def make(i: int) -> tuple[ov.Model, DataFree]:
         form = DataFree(recipe)
-        return build_layer(checkpoint.spec, checkpoint.weight, i, form), form
+        return build_layer(spec, weight, i, form), form
 
     for layer, form in _in_order(make, numbers):
         yield layer
         del layer, form  # in this order: the bytes are the form's
-
-
-def _compressed_layer(checkpoint: Checkpoint, recipe: Recipe, i: int) -> ov.Model:
-    layer = build_layer(checkpoint.spec, checkpoint.weight, i)
-    return compress(layer, recipe, calibration=None, progress=_silent, part=True)
 
 
 def _round_rows(ends: ov.Model, checkpoint: Checkpoint, symmetric: bool, store: Store) -> list[NDArray[Any]]:
@@ -142,7 +146,7 @@ def _bytes_of_layer(checkpoint: Checkpoint, i: int) -> int:
 
 
 def _in_order(make: Callable[[_T], _U], items: Iterable[_T]) -> Iterator[_U]:
-    """`map`, on two cores: while one result is looked at, the next ones are made."""
+    """`map`, on several cores: while one result is looked at, the next ones are made."""
     with ThreadPoolExecutor(_WORKERS) as pool:
         running: deque[Future[_U]] = deque()
         try:

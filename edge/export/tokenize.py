@@ -9,7 +9,7 @@ from typing import Any
 
 import openvino as ov
 
-from edge.errors import VerificationError
+from edge.errors import ModelError, VerificationError
 from edge.export.whole_pieces import reach, unreachable_pieces
 from edge.manifest import Check
 
@@ -46,10 +46,11 @@ PROOF_TEXTS = (
 def export_tokenizer(tokenizer: Any, folder: Path) -> Check:
     """Convert, prove and write both IRs for a `PreTrainedTokenizerFast`.
 
-    The chat template travels in the tokenizer IR's `rt_info`, where GenAI looks for it.
+    The chat template travels in the tokenizer IR's `rt_info`, where GenAI looks for it. Nothing is written if the
+    check fails: a text is tokenised or written back otherwise than by the reference.
 
     Raises:
-        VerificationError: a text is tokenised or written back otherwise than by the reference.
+        VerificationError: the tokenizer cannot be converted.
     """
     from openvino_tokenizers import convert_tokenizer
 
@@ -68,9 +69,30 @@ def export_tokenizer(tokenizer: Any, folder: Path) -> Check:
         encoder.set_rt_info(tokenizer.chat_template, ["chat_template"])
     check = prove(tokenizer, encoder, decoder)
     check.figures["repaired_entries"] = len(pieces)
-    ov.save_model(encoder, folder / TOKENIZER_FILE, compress_to_fp16=False)
-    ov.save_model(decoder, folder / DETOKENIZER_FILE, compress_to_fp16=False)
+    if check.passed:
+        ov.save_model(encoder, folder / TOKENIZER_FILE, compress_to_fp16=False)
+        ov.save_model(decoder, folder / DETOKENIZER_FILE, compress_to_fp16=False)
     return check
+
+
+def read(folder: Path) -> tuple[ov.Model, ov.Model]:
+    """Tokenizer and detokenizer of an exported model.
+
+    Raises:
+        ModelError: one of them is missing or cannot be read.
+    """
+    import openvino_tokenizers  # noqa: F401  # teaches OpenVINO the operations of both
+
+    for name in (TOKENIZER_FILE, DETOKENIZER_FILE):
+        if not (folder / name).is_file():
+            raise ModelError(f"{folder} has no {name}", hint="Export the model again: without it no text can be read.")
+    core = ov.Core()
+    try:
+        return core.read_model(folder / TOKENIZER_FILE), core.read_model(folder / DETOKENIZER_FILE)
+    except RuntimeError as error:
+        raise ModelError(
+            f"the OpenVINO tokenizer in {folder} cannot be read", hint="Export the model again."
+        ) from error
 
 
 def prove(tokenizer: Any, encoder: ov.Model, decoder: ov.Model) -> Check:
@@ -78,9 +100,6 @@ def prove(tokenizer: Any, encoder: ov.Model, decoder: ov.Model) -> Check:
 
     Entries are compared because one that is a token when whole may come out in pieces; reading back
     is compared for the texts. A text with a NUL character is left out: OpenVINO's strings end there.
-
-    Raises:
-        VerificationError: they differ.
     """
     core = ov.Core()
     encode = core.compile_model(encoder, "CPU")
@@ -92,32 +111,36 @@ def prove(tokenizer: Any, encoder: ov.Model, decoder: ov.Model) -> Check:
     reference = tokenizer(texts)["input_ids"]
     mismatches = [
         (text, got, expected)
-        for text, got, expected in zip(texts, _encode_all(encode, texts), reference, strict=True)
+        for text, got, expected in zip(texts, encode_all(encode, texts), reference, strict=True)
         if got != expected
     ]
+    figures = {"texts": len(texts), "tokens": sum(map(len, reference)), "mismatches": len(mismatches)}
     if mismatches:
         text, got, expected = mismatches[0]
-        raise VerificationError(
-            f"the OpenVINO tokenizer differs from the checkpoint's on {len(mismatches)} of {len(texts)} texts, on "
-            f"{text[:40]!r} among them: {got[:12]} instead of {expected[:12]}",
-            hint="Nothing was kept, because the model would read other words than were typed. "
-            "Report it with the checkpoint's name.",
-        )
+        return Check(
+            name="tokenizer", passed=False, figures=figures,
+            message=f"the OpenVINO tokenizer differs from the checkpoint's on {len(mismatches)} of {len(texts)} texts, "
+            f"on {text[:40]!r} among them: {got[:12]} instead of {expected[:12]}",
+            hint="The model would read other words than were typed. Export it again with glm4-edge; if it was, report "
+            "it with the checkpoint's name.",
+        )  # fmt: skip
     for expected in reference[: len(PROOF_TEXTS) + len(specials)]:
         if not expected:
             continue
         written = str(decode([expected])["string_output"][0])
         wanted = tokenizer.decode(expected, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         if written != wanted:
-            raise VerificationError(
-                f"the OpenVINO detokenizer writes {written[:40]!r} where the checkpoint's writes {wanted[:40]!r}",
-                hint="Nothing was kept. Report it with the checkpoint's name.",
-            )
-    figures = {"texts": len(texts), "tokens": sum(map(len, reference)), "mismatches": 0}
+            return Check(
+                name="tokenizer", passed=False, figures=figures,
+                message=f"the OpenVINO detokenizer writes {written[:40]!r} where the checkpoint's writes "
+                f"{wanted[:40]!r}",
+                hint="Export the model again with glm4-edge; if it was, report it with the checkpoint's name.",
+            )  # fmt: skip
     return Check(name="tokenizer", passed=True, figures=figures)
 
 
-def _encode_all(encode: ov.CompiledModel, texts: Sequence[str], batch: int = 512) -> Iterator[list[int]]:
+def encode_all(encode: ov.CompiledModel, texts: Sequence[str], batch: int = 512) -> Iterator[list[int]]:
+    """The ids of each text by a compiled tokenizer."""
     for start in range(0, len(texts), batch):
         out = encode(texts[start : start + batch])
         for row, mask in zip(out["input_ids"], out["attention_mask"], strict=True):

@@ -8,6 +8,7 @@ without a conversion; the format itself is a JSON header and raw bytes
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.errors import CheckpointError
+from edge.errors import CheckpointError, UnsupportedModelError
 from edge.model import layouts
 from edge.model.spec import GlmSpec, read_json
 
@@ -25,6 +26,8 @@ from edge.model.spec import GlmSpec, read_json
 _STORAGE: dict[str, np.dtype[Any]] = {"BF16": np.dtype("<u2"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
 # Derived tables some checkpoints carry along; the graph computes them.
 _IGNORED_SUFFIXES = (".rotary_emb.inv_freq", ".rotary_pos_emb.inv_freq")
+_VISION = "transformer.vision."
+_INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 _MAX_HEADER_BYTES = 100_000_000
 _REPAIR = "Download the file again; an interrupted download or a full disk leaves it short."
 
@@ -48,7 +51,9 @@ class Weight:
     def f32(self) -> NDArray[np.float32]:
         """A float32 copy of the values."""
         if self.dtype == "BF16":
-            return (self.raw.astype(np.uint32) << 16).view(np.float32)
+            bits = self.raw.astype(np.uint32)
+            bits <<= 16  # in place: of a large matrix a second copy is half a gigabyte
+            return bits.view(np.float32)
         return self.raw.astype(np.float32)
 
 
@@ -78,8 +83,16 @@ class Checkpoint:
         sources = layouts.chatglm_sources(spec.num_layers, spec.q_size, spec.kv_size, bias=spec.attention_bias)
         used = {name for name, _ in sources.values()}
         out = {name: weight for name, weight in tensors.items() if name not in used}  # to be refused by name
+        stacked = spec.q_size + 2 * spec.kv_size
         for name, (source, rows) in sources.items():
             if source in tensors:
+                found = tensors[source].shape
+                if rows.stop is not None and found[:1] != (stacked,):  # slices of it would look right and be wrong
+                    raise CheckpointError(
+                        f"{self.folder}: the tensor {source} has shape {list(found)}, but config.json asks for "
+                        f"{stacked} rows for {spec.num_heads} heads and {spec.num_kv_heads} groups",
+                        hint="config.json and the weights do not belong together; see multi_query_group_num.",
+                    )
                 out[name] = Weight(tensors[source].raw[rows], tensors[source].dtype)
         return out
 
@@ -104,6 +117,11 @@ class Checkpoint:
             for name in self._weights
             if name not in expected and name not in tied and not name.endswith(_IGNORED_SUFFIXES)
         ]
+        if any(name.startswith(_VISION) for name in unknown):
+            raise UnsupportedModelError(
+                f"{self.folder} is a vision model (it has tensors {_VISION}*)",
+                hint="Vision is not supported; export the text model instead, for example zai-org/glm-4-9b-chat-hf.",
+            )
         if unknown:
             raise CheckpointError(
                 f"{self.folder}: {len(unknown)} tensors are none of GLM-4's, {unknown[0]} among them",
@@ -112,31 +130,44 @@ class Checkpoint:
             )
 
 
-def _find_shards(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        weight_map = read_json(index).get("weight_map")
-        if (
-            not isinstance(weight_map, dict)
-            or not weight_map
-            or not all(isinstance(x, str) for x in weight_map.values())
-        ):
-            raise CheckpointError(f"{index} names no shards", hint="Download the file again.")
-        names = sorted(set(weight_map.values()))
-        missing = [name for name in names if not (folder / name).is_file()]
-        if missing:
+def shard_names(folder: Path) -> list[str]:
+    """The files of `folder` that hold the weights, there or still to be fetched.
+
+    Raises:
+        CheckpointError: the index is damaged, or names a file elsewhere.
+    """
+    index = folder / _INDEX
+    if not index.exists():
+        return [_SINGLE]
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(x, str) for x in weight_map.values()):
+        raise CheckpointError(f"{index} names no shards", hint="Download the file again.")
+    names = sorted(set(weight_map.values()))
+    for name in names:
+        if not re.fullmatch(r"[\w-][\w.-]*\.safetensors", name):
             raise CheckpointError(
-                f"{folder}: {len(missing)} of {len(names)} shards are missing, {missing[0]} among them",
-                hint="Download the missing shards into the same folder.",
+                f"{index} names {name!r}, which is no *.safetensors file of that folder",
+                hint="Download the index and the weights again, from a source you trust.",
             )
+    return names
+
+
+def _find_shards(folder: Path) -> list[Path]:
+    names = shard_names(folder)
+    missing = [name for name in names if not (folder / name).is_file()]
+    if not missing:
         return [folder / name for name in names]
-    single = folder / "model.safetensors"
-    if not single.is_file():
+    if names == [_SINGLE]:
+        others = sorted(path.name for ending in ("bin", "pt", "pth", "gguf") for path in folder.glob(f"*.{ending}"))
+        what = f"its weights as {others[0]}" if others else f"no weights: neither {_SINGLE} nor {_INDEX}"
         raise CheckpointError(
-            f"{folder} holds no weights: neither model.safetensors nor model.safetensors.index.json",
-            hint="Download the checkpoint's *.safetensors files; .bin and .gguf files are not read.",
+            f"{folder} holds {what}" + (", which is not read" if others else ""),
+            hint="Download the checkpoint's *.safetensors files into it.",
         )
-    return [single]
+    raise CheckpointError(
+        f"{folder}: {len(missing)} of {len(names)} shards are missing, {missing[0]} among them",
+        hint="Download the missing shards into the same folder.",
+    )
 
 
 def _map_shard(path: Path) -> Iterator[tuple[str, Weight]]:

@@ -101,5 +101,7 @@ def _attention(spec: GlmSpec, weight: Callable[[str], Weight], prefix: str, x: A
 def _mlp(spec: GlmSpec, weight: Callable[[str], Weight], prefix: str, x: Array) -> Array:
     both = x @ weight(prefix + "gate_up_proj.weight").f32().T
     gate, up = both[:, : spec.intermediate_size], both[:, spec.intermediate_size :]
-    fed: Array = (gate / (1 + np.exp(-gate)) * up) @ weight(prefix + "down_proj.weight").f32().T
+    with np.errstate(over="ignore"):  # a gate below -88 is shut: gate / inf
+        gated = gate / (1 + np.exp(-gate)) * up
+    fed: Array = gated @ weight(prefix + "down_proj.weight").f32().T
     return fed

@@ -7,11 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge.errors import CheckpointError, DownloadError, UsageError
+from edge.errors import CheckpointError, UsageError
 from edge.messages import Progress
-from edge.model import pocket
+from edge.model import download, pocket
 
-_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -45,6 +44,7 @@ def locate(
     Raises:
         CheckpointError: no such folder.
         DownloadError: the name is not on the Hub, or the network failed.
+        OutputError: the disk is too full for the weights.
     """
     if name == pocket.NAME:
         if revision is not None:
@@ -64,43 +64,5 @@ def locate(
             f"there is no folder {name}",
             hint="Name a checkpoint's folder, a repository such as zai-org/glm-4-9b-chat-hf, or 'pocket'.",
         )
-    return _download(name, revision, check)
-
-
-def _download(name: str, revision: str | None, check: Callable[[Path], None]) -> Located:
-    import httpx
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    try:
-        check(Path(snapshot_download(name, revision=revision, allow_patterns=["config.json"])))
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=_PATTERNS))
-    except HFValidationError as error:
-        raise CheckpointError(
-            f"{name} is no name of a repository", hint="They look like zai-org/glm-4-9b-chat-hf."
-        ) from error
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        what = f"revision {revision!r} of {name}" if isinstance(error, RevisionNotFoundError) else name
-        raise DownloadError(
-            f"the Hugging Face Hub has no {what}, or it is private",
-            hint="Check the spelling; for a private repository, log in with: hf auth login",
-        ) from error
-    except LocalEntryNotFoundError as error:
-        raise DownloadError(
-            f"the Hugging Face Hub cannot be reached, and {name} is not on this machine",
-            hint="Check the network and run the same command again. A folder downloaded by other means works too.",
-        ) from error
-    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise DownloadError(
-            f"{name} could not be fetched from the Hugging Face Hub ({reason.rstrip('.')})",
-            hint="Check the network and run the same command again; what has arrived is kept. "
-            "A folder downloaded by other means works too.",
-        ) from error
+    folder = download.snapshot(name, revision, progress, check)
     return Located(folder, name, revision=folder.name)  # a snapshot's folder is named by its commit

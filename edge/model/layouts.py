@@ -7,6 +7,7 @@ query_key_value tensor a layer and config keys of its own. `glm4` (GLM-4-9B-0414
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from edge.errors import UnsupportedModelError
@@ -30,6 +31,9 @@ _FIXED = (
     ("add_bias_linear", False),
     ("apply_residual_connection_post_layernorm", False),
 )
+# Older models of the same model_type, some with every number of GLM-4's but words of their own.
+_RELATIVES = {65024: "ChatGLM2, ChatGLM3 or CodeGeeX2", 130528: "ChatGLM-6B", 150528: "ChatGLM-6B"}
+_SPEECH = '"<|audio_0|>"'  # the first of GLM-4-Voice's codec tokens
 _ROPE_BASE = 10000.0
 _ROTARY_SHARE = 0.5
 _MODULES = {
@@ -47,7 +51,12 @@ def glm_config(config: dict[str, Any], origin: str) -> dict[str, Any]:
     Raises:
         UnsupportedModelError: it asks for something GLM-4 does not do (ChatGLM2 and 3 among others).
     """
-    refuse_vision(config, origin)
+    vocabulary = config.get("padded_vocab_size") or config.get("vocab_size")
+    if vocabulary in _RELATIVES:
+        raise UnsupportedModelError(
+            f"{origin} is {_RELATIVES[vocabulary]}, not GLM-4 (its vocabulary has {vocabulary:,} entries)",
+            hint="It shares only the layout's name; export zai-org/glm-4-9b-chat instead.",
+        )
     if config.get("pre_seq_len"):
         raise UnsupportedModelError(
             f"{origin} carries a P-tuning prefix (pre_seq_len {config['pre_seq_len']})",
@@ -80,6 +89,17 @@ def refuse_vision(config: dict[str, Any], origin: str) -> None:
             f"{origin} is a vision model (it has a vision_config)",
             hint="Vision is not supported; export the text model instead, for example zai-org/glm-4-9b-chat-hf.",
         )
+
+
+def refuse_speech(folder: Path) -> None:
+    """Raise for GLM-4-Voice: its config is GLM-4's, but it answers in tokens of sound between the words."""
+    for name in ("tokenizer_config.json", "added_tokens.json"):
+        path = folder / name
+        if path.is_file() and _SPEECH in path.read_text(encoding="utf-8", errors="replace"):
+            raise UnsupportedModelError(
+                f"{folder} is a speech model ({name} has tokens for sound)",
+                hint="Speech is not supported; export the text model instead, for example zai-org/glm-4-9b-chat-hf.",
+            )
 
 
 def chatglm_sources(num_layers: int, q_size: int, kv_size: int, *, bias: bool) -> dict[str, tuple[str, slice]]:

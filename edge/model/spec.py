@@ -142,11 +142,14 @@ class GlmSpec:
             CheckpointError: no readable `config.json`, or a value in it that cannot be.
             UnsupportedModelError: a model of another kind.
         """
-        return cls.from_config(read_json(folder / "config.json"), origin=str(folder))
+        spec = cls.from_config(read_json(folder / "config.json"), origin=str(folder))
+        layouts.refuse_speech(folder)
+        return spec
 
     @classmethod
     def from_config(cls, config: dict[str, Any], origin: str = "config.json") -> GlmSpec:
         """Build the spec from a parsed `config.json`; `origin` names it in errors."""
+        layouts.refuse_vision(config, origin)
         model_type = config.get("model_type")
         if model_type not in SUPPORTED_MODEL_TYPES:
             kind = "names no model_type" if model_type is None else f"is a model of type {model_type!r}, not GLM-4"
@@ -161,7 +164,6 @@ class GlmSpec:
                 f"{origin} is already quantised ({method})",
                 hint="Export the original bf16 or fp16 checkpoint instead.",
             )
-        layouts.refuse_vision(config, origin)
         if model_type == "chatglm":
             config = layouts.glm_config(config, origin)
         reader = _Reader(config, origin)
@@ -207,11 +209,14 @@ class GlmSpec:
         if not 0 < rotary_dim <= head_dim or rotary_dim % 2:
             raise reader.fault("partial_rotary_factor", factor, f"must rotate an even part of the {head_dim} channels")
         if spec.context_length >= _SUSPECT_CONTEXT and spec.rope_theta == _SUSPECT_THETA and spec.yarn is None:
+            chatglm = model_type == "chatglm"
+            key, chat, long = ("rope_ratio", 500, 10000) if chatglm else ("rope_theta", 5000000, 100000000)
             raise UnsupportedModelError(
                 f"{origin} claims a context of {spec.context_length:,} tokens at the RoPE base 10000, with which GLM-4 "
                 "writes nonsense",
-                hint='A conversion lost the base. Set "rope_theta" in config.json to 5000000 (glm-4-9b-chat-hf) or '
-                "100000000 (glm-4-9b-chat-1m-hf).",
+                hint=f'A conversion lost the base. Set "{key}"'
+                f"{' in rope_parameters' if 'rope_theta' in rope else ''} in config.json to {chat} (glm-4-9b-chat) or "
+                f"{long} (glm-4-9b-chat-1m).",
             )
         if config.get("hidden_act", "silu") != "silu":
             raise reader.fault("hidden_act", config["hidden_act"], "must be 'silu'")
@@ -225,7 +230,8 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(
             f"{path.parent} is no checkpoint: it has no {path.name}",
-            hint="Name a folder that holds config.json, the tokenizer and *.safetensors files, or use 'pocket'.",
+            hint="Name a folder that holds config.json, the tokenizer and *.safetensors files (GGUF is not read), "
+            "or use 'pocket'.",
         ) from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON ({error})", hint="Download the file again.") from error

@@ -33,11 +33,7 @@ def load(folder: Path) -> Any:
     """
     json_file, ranks_file = folder / "tokenizer.json", folder / "tokenizer.model"
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it would announce that there is no PyTorch
-    if not json_file.is_file() and not ranks_file.is_file():
-        raise CheckpointError(
-            f"{folder} has neither tokenizer.json nor tokenizer.model",
-            hint="Download the tokenizer's files into the same folder.",
-        )
+    require(folder)
     from transformers import PreTrainedTokenizerFast
 
     source = json_file if json_file.is_file() else ranks_file
@@ -45,11 +41,12 @@ def load(folder: Path) -> Any:
         if source == json_file:
             return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
         config = read_json(folder / "tokenizer_config.json")
+        template = folder / "chat_template.jinja"
         return PreTrainedTokenizerFast(
             tokenizer_object=_from_ranks(ranks_file, config),
             eos_token=config.get("eos_token"),
             pad_token=config.get("pad_token"),
-            chat_template=config.get("chat_template"),
+            chat_template=template.read_text(encoding="utf-8") if template.is_file() else config.get("chat_template"),
             model_max_length=config.get("model_max_length", 128000),
             clean_up_tokenization_spaces=False,
             padding_side="left",
@@ -122,6 +119,19 @@ def _from_ranks(path: Path, config: dict[str, Any]) -> Any:
         single=f"{template} $A", pair=f"{template} $A $B:1", special_tokens=prefix
     )
     return tokenizer
+
+
+def require(folder: Path) -> None:
+    """Refuse a folder without a tokenizer, at once: reading one takes seconds.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer.model").is_file():
+        raise CheckpointError(
+            f"{folder} has neither tokenizer.json nor tokenizer.model",
+            hint="Download the tokenizer's files into the same folder.",
+        )
 
 
 def stop_ids(folder: Path, spec: GlmSpec) -> list[int]:

@@ -16,7 +16,7 @@ from edge.files import HOME_VARIABLE
 from tests.conftest import write_chatglm, write_checkpoint
 
 SIZES: dict[str, Any] = {"vocab_size": 320, "hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
-OPTIONS = ["--weights", "int4", "--group-size", "16", "--sym", "--ratio", "1", "--for", "npu"]
+OPTIONS = ["--weights", "int4", "--group-size", "-1", "--sym", "--ratio", "1", "--for", "npu"]
 
 
 @pytest.fixture(autouse=True)

@@ -32,7 +32,14 @@ def test_small_models_are_calibrated_and_large_ones_are_not() -> None:
     assert not Recipe.for_target("npu", POCKET).needs_calibration
 
 
-@pytest.mark.parametrize(("spec", "group"), [(POCKET, 64), (GLM4_9B, -1), (NARROW, -1)], ids=["pocket", "9b", "narrow"])
+SMALL_GROUPS = dataclasses.replace(POCKET, intermediate_size=1504)  # 32 is the largest group that fits
+
+
+@pytest.mark.parametrize(
+    ("spec", "group"),
+    [(POCKET, 64), (GLM4_9B, -1), (NARROW, -1), (SMALL_GROUPS, -1)],
+    ids=["pocket", "9b", "narrow", "groups of 32"],
+)
 def test_npu_groups(spec: GlmSpec, group: int) -> None:
     recipe = Recipe.for_target("npu", spec)
     assert (recipe.group_size, recipe.symmetric, recipe.ratio) == (group, True, 1.0)
@@ -60,6 +67,7 @@ def test_an_option_left_out_keeps_the_preset() -> None:
         ("npu", {"symmetric": False}, "asym", "symmetric"),
         ("npu", {"ratio": 0.8}, "0.8", "all layers in 4 bits"),
         ("npu", {"backup": "none"}, "none", "int8_sym"),
+        ("npu", {"group_size": 32}, "groups of 32 weights", "groups of 64 or more, or -1"),
     ],
 )
 def test_refused(target: str, fields: dict[str, Any], said: str, way_out: str) -> None:

@@ -12,9 +12,10 @@ import pytest
 from edge.export import streaming
 from edge.export.compress import compress
 from edge.export.graph import build_model
+from edge.export.infer import EXACT, infer
 from edge.export.recipe import Recipe
 from edge.export.store import Store
-from edge.export.verify import EXACT, check_fusions, infer
+from edge.export.verify_ir import check_fusions
 from edge.model.checkpoint import Checkpoint
 from tests.conftest import write_checkpoint
 
@@ -72,14 +73,22 @@ def test_equal_to_the_whole_model_at_once(
     expected = infer(ov.Core().compile_model(whole, "CPU", EXACT), ids, 0)
     got = infer(ov.Core().compile_model(streamed, "CPU", EXACT), ids, 0)
     np.testing.assert_allclose(got, expected, atol=1e-5 * np.abs(expected).max())
-    check_fusions(file, spec)
+    assert check_fusions(file).passed
 
 
-def test_the_recipe_is_told_in_the_ir(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["sym", "asym awq", "int8"])
+def test_the_recipe_is_told_in_the_ir_as_nncf_tells_it(name: str, tmp_path: Path) -> None:
     checkpoint = Checkpoint(write_checkpoint(tmp_path / "c", **SIZES))
-    model = ov.Core().read_model(write(checkpoint, RECIPES["sym"], tmp_path / "out"))
-    told = {key: str(value) for key, value in model.get_rt_info(["nncf", "weight_compression"]).value.items()}
-    assert told["mode"] == "int4_sym" and told["group_size"] == "16"
+    whole = compress(build_model(checkpoint.spec, checkpoint.weight), RECIPES[name], calibration=None, progress=quiet)
+    ov.save_model(whole, tmp_path / "whole.xml")
+    told, nncfs = (
+        {key: str(value) for key, value in model.get_rt_info(["nncf", "weight_compression"]).value.items()}
+        for model in (
+            ov.Core().read_model(write(checkpoint, RECIPES[name], tmp_path / "out")),
+            ov.Core().read_model(tmp_path / "whole.xml"),
+        )
+    )
+    assert told == {key: nncfs[key] for key in told} and "mode" in told
 
 
 @pytest.mark.parametrize("made", [0, 1, 2, 3], ids="after {} parts".format)

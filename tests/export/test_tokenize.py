@@ -39,7 +39,7 @@ def merging_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def encode(model: ov.Model, texts: list[str]) -> list[list[int]]:
-    return list(tokenize._encode_all(ov.Core().compile_model(model, "CPU"), texts))
+    return list(tokenize.encode_all(ov.Core().compile_model(model, "CPU"), texts))
 
 
 TEXTS = [" é", "hea é hea", "hea\n", " é\n\n hea", "head", " hea", "ahea", "\x01\x02hea", "\x01\x02 é", "<|end|>hea"]
@@ -51,8 +51,8 @@ def test_without_the_repair_entries_come_out_in_pieces(merging_tokenizer: Any) -
 
     encoder, decoder = convert_tokenizer(merging_tokenizer, with_detokenizer=True)
     assert encode(encoder, TEXTS) != merging_tokenizer(TEXTS)["input_ids"]
-    with pytest.raises(VerificationError, match="differs from the checkpoint's on 2 of"):
-        tokenize.prove(merging_tokenizer, encoder, decoder)
+    check = tokenize.prove(merging_tokenizer, encoder, decoder)
+    assert not check.passed and "differs from the checkpoint's on 2 of" in str(check.message)
 
 
 def test_the_repair_makes_every_text_equal(merging_tokenizer: Any, tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_the_chat_template_travels_in_the_ir(tiny: Path, tmp_path: Path) -> None
     assert model.get_rt_info(["chat_template"]).value == reference.chat_template
 
 
-def test_a_wrong_detokenizer_stops_the_export(tiny: Path, tmp_path: Path) -> None:
+def test_a_wrong_detokenizer_is_caught(tiny: Path, tmp_path: Path) -> None:
     from openvino_tokenizers import convert_tokenizer
 
     reference = tokenizers.load(tiny)
@@ -83,8 +83,8 @@ def test_a_wrong_detokenizer_stops_the_export(tiny: Path, tmp_path: Path) -> Non
     )
     other = tokenizers.load(tmp_path)
     _, decoder = convert_tokenizer(other, with_detokenizer=True)
-    with pytest.raises(VerificationError, match="detokenizer writes"):
-        tokenize.prove(reference, encoder, decoder)
+    check = tokenize.prove(reference, encoder, decoder)
+    assert not check.passed and "detokenizer writes" in str(check.message)
 
 
 def test_a_tokenizer_that_cannot_be_converted(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from edge.errors import CheckpointError
 from edge.model.checkpoint import Checkpoint, Weight
-from tests.conftest import write_checkpoint, write_safetensors
+from tests.conftest import split_into_shards, write_checkpoint
 
 
 def test_values_equal_what_the_safetensors_package_reads(tiny: Path) -> None:
@@ -38,22 +38,10 @@ def test_f16_and_f32_are_read(tmp_path: Path) -> None:
     assert Weight(values, "F32").f32().tolist() == values.tolist()
 
 
-def split_into_shards(folder: Path) -> None:
-    checkpoint = Checkpoint(folder)
-    names = list(checkpoint.spec.tensor_shapes())
-    weight_map = {}
-    for i, part in enumerate((names[::2], names[1::2])):
-        shard = f"model-0000{i + 1}-of-00002.safetensors"
-        write_safetensors(folder / shard, {name: np.array(checkpoint.weight(name).raw) for name in part})
-        weight_map.update(dict.fromkeys(part, shard))
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-
-
 def test_shards_are_read_as_one(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "c")
     before = Checkpoint(folder).weight("lm_head.weight").f32()
     split_into_shards(folder)
-    (folder / "model.safetensors").unlink()
     checkpoint = Checkpoint(folder)
     assert len(checkpoint.shards) == 2
     np.testing.assert_array_equal(checkpoint.weight("lm_head.weight").f32(), before)
@@ -91,6 +79,29 @@ def test_no_weights_at_all(tmp_path: Path) -> None:
         Checkpoint(folder)
 
 
+@pytest.mark.parametrize("other", ["pytorch_model-00001-of-00004.bin", "glm-4-9b-chat.Q4_K_M.gguf", "model.pth"])
+def test_weights_of_another_format_are_named(tmp_path: Path, other: str) -> None:
+    folder = write_checkpoint(tmp_path / "c")
+    (folder / "model.safetensors").rename(folder / other)
+    with pytest.raises(CheckpointError, match=f"holds its weights as {other}, which is not read"):
+        Checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["../x.safetensors", "/etc/x.safetensors", "sub/x.safetensors", "..\\x.safetensors", "model.bin", "", "..",
+             "C:x.safetensors"]
+)  # fmt: skip
+def test_an_index_that_points_elsewhere(tmp_path: Path, name: str) -> None:
+    folder = write_checkpoint(tmp_path / "c")
+    split_into_shards(folder)
+    (tmp_path / "x.safetensors").write_bytes((folder / "model-00001-of-00002.safetensors").read_bytes())
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    index["weight_map"]["model.norm.weight"] = name
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"is no \*\.safetensors file of that folder"):
+        Checkpoint(folder)
+
+
 def edit_header(path: Path, name: str, **changes: object) -> None:
     data = path.read_bytes()
     (length,) = struct.unpack("<Q", data[:8])
@@ -104,6 +115,7 @@ def edit_header(path: Path, name: str, **changes: object) -> None:
     ("change", "said"),
     [
         ({"dtype": "I8", "shape": [96]}, "of type I8"),
+        ({"dtype": "F8_E4M3", "shape": [96]}, "of type F8_E4M3, not BF16, F16 or F32"),
         ({"shape": [24]}, "does not fill its place"),
         ({"shape": [2, 24]}, r"has shape \[2, 24\], but config.json asks for \[48\]"),
     ],

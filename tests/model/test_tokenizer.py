@@ -66,6 +66,12 @@ def test_ranks_become_a_tokenizer_that_adds_the_prefix_once(tmp_path: Path) -> N
     assert loaded.chat_template == "{{ messages }}" and loaded.eos_token == "<|endoftext|>"
 
 
+def test_a_template_in_a_file_of_its_own_wins(tmp_path: Path) -> None:
+    write_ranks(tmp_path, PIECES, SPECIALS)
+    (tmp_path / "chat_template.jinja").write_text("[gMASK]<sop>{{ messages }}", encoding="utf-8")
+    assert tokenizer.load(tmp_path).chat_template == "[gMASK]<sop>{{ messages }}"
+
+
 def test_what_was_built_from_ranks_is_saved_for_everybody(tmp_path: Path) -> None:
     write_ranks(tmp_path, PIECES, SPECIALS)
     loaded = tokenizer.load(tmp_path)

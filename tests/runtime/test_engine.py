@@ -374,4 +374,5 @@ def test_both_attention_backends_give_the_same_greedy_tokens(pocket_dir: Path, p
 @pytest.mark.model
 def test_everything_of_the_real_model_is_fused_on_both(pocket_dir: Path) -> None:
     checks = {check.name: check.figures for check in Manifest.read(pocket_dir).checks}
-    assert checks["fusions"] == {"SDPA": {"rope": 60, "attention": 30}, "PA": {"rope": 60, "attention": 30}}
+    fused = {"rope": 60, "attention": 30}
+    assert checks["fusions"] == {"layers": 30, "SDPA": fused, "PA": fused}

@@ -250,11 +250,10 @@ def test_times_follow_the_rates() -> None:
     assert waiting.seconds[compressing] == pytest.approx((18_800_000_000 + figures.write_bytes) / 1e7, rel=1e-3)
 
 
-def test_memory_is_a_layers_calibrated_or_not() -> None:
-    """9B needs little more than 2B; watching a layer at work takes more than rounding its weights."""
+def test_memory_of_a_layer() -> None:
+    """However many layers there are, 9B needs little more than 2B; calibrated, some GB more, but not all of it."""
     streamed = Recipe.for_target("cpu", GLM4_9B)
     two = dataclasses.replace(GLM4_9B, num_layers=6)
     assert forecast.memory_bytes(GLM4_9B, streamed) < 1.5 * forecast.memory_bytes(two, streamed)
-    calibrated = dataclasses.replace(streamed, scale_estimation=True)
-    assert forecast.memory_bytes(GLM4_9B, streamed) < forecast.memory_bytes(GLM4_9B, calibrated) < 4e9
-    assert forecast.memory_bytes(GLM4_9B, calibrated) < 1.1 * forecast.memory_bytes(two, calibrated)
+    calibrated = forecast.memory_bytes(GLM4_9B, Recipe.for_target("cpu", GLM4_9B, calibrate=True))
+    assert forecast.memory_bytes(GLM4_9B, streamed) < calibrated < 4e9  # 2.6e9 were measured

@@ -33,8 +33,8 @@ class _Plan:
 
 
 def rehearse(
-    model: str, out: Path, *, target: str, weights: str, revision: str | None, overrides: dict[str, Any],
-    calibration_text: Path | None, as_json: bool,
+    model: str, out: Path, *, target: str, weights: str, calibration_text: Path | None, revision: str | None,
+    overrides: dict[str, Any], as_json: bool,
 ) -> None:  # fmt: skip
     """Print the plan. What no export would begin with raises here as it would there.
 
@@ -55,6 +55,7 @@ def rehearse(
         if isinstance(found, Remote):
             spec, recipe, checkpoint = found.spec, make_recipe(found.spec), None
             recipe.check(spec, target)
+            pipeline.user_text(recipe, calibration_text)
             pipeline.check_dtype(recipe, found.dtype)
             size, source = found.weight_bytes, str(found.cache)
         else:

@@ -98,8 +98,8 @@ def export(
         folder = (out or default_folder(model, target, weights)).expanduser()
         with without_torch():
             rehearse(
-                model, folder, target=target, weights=weights, revision=revision, overrides=overrides,
-                calibration_text=calibration_text, as_json=as_json,
+                model, folder, target=target, weights=weights, calibration_text=calibration_text, revision=revision,
+                overrides=overrides, as_json=as_json,
             )  # fmt: skip
         return
     folder, made = export_model(
@@ -134,6 +134,7 @@ def export_model(
     def check(folder: Path) -> None:
         spec = GlmSpec.from_folder(folder)
         pipeline.check_recipe(make_recipe(spec), spec, target, out)
+        pipeline.user_text(make_recipe(spec), calibration_text)
 
     with without_torch(), progress_lines() as progress:
         located = hub.locate(model, revision=revision, progress=progress, check=check)

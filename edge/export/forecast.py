@@ -35,16 +35,16 @@ from edge.model.spec import GlmSpec
 _PROGRAM_BYTES = 300_000_000  # Python, OpenVINO, NNCF, transformers
 _LAYER_BYTES = 1.5  # for each weight of a layer that is compressed from its weights alone
 _LAYER_NNCF_BYTES = 16.0  # the same, where NNCF does it
-_LAYER_CALIBRATED_BYTES = 12.0  # the same, where it is run over calibration text
-_TEXT_BYTES = 5.0  # for each channel, of hidden states and gate, of each token of that text
+_LAYER_RUN_BYTES = 12.0  # the same, where it is calibrated: the layer runs in f32, of which the plugin has two copies
 _GRAPH_BYTES = 8.0  # for each parameter of what is compared with the definition
 _PROOF_BYTES = 0.22  # for each byte of the finished IR, while it is proved
 # Time, as multiples of what was measured.
 _START_SECONDS = 6.0  # imports, and converting the tokenizer
-_GRAPH_PASSES = 15.0  # times hashing the weights that are compared with the definition
-_PROOF_PASSES = 2.5  # times hashing the finished IR
-_PROOF_SECONDS = 0.2  # for each layer besides
-_CALIBRATION_PASSES = 6.0  # multiplications with all weights, for each token of the calibration text
+_GRAPH_PASSES = 45.0  # times hashing the weights that are compared with the definition
+_PROOF_PASSES = 19.0  # times hashing the finished IR
+_PROOF_SECONDS = 0.3  # for each layer besides
+_CALIBRATION_SECONDS = 1.2  # for each layer, and besides:
+_CALIBRATION_PASSES = 5.0  # multiplications with all weights, for each token of the calibration text
 _CALIBRATION_TOKENS = 2048
 _ENDS_SHARE = 1.0  # of what a layer's weight costs, for one of embedding or head
 
@@ -93,9 +93,8 @@ class Forecast:
 def memory_bytes(spec: GlmSpec, recipe: Recipe) -> int:
     """Most anonymous memory an export holds at once; pages of mapped files, which the system can drop, left out."""
     per_layer = layer_weights(spec) / spec.num_layers
-    if recipe.needs_calibration:
-        width = spec.hidden_size + spec.intermediate_size
-        compressing = _LAYER_CALIBRATED_BYTES * per_layer + _TEXT_BYTES * width * _CALIBRATION_TOKENS
+    if recipe.needs_calibration and not recipe.selects:
+        compressing = _LAYER_RUN_BYTES * per_layer
     else:
         compressing = (_LAYER_BYTES if DataFree.makes(recipe) else _LAYER_NNCF_BYTES) * per_layer
     graph = _GRAPH_BYTES * _compared_parameters(spec)
@@ -121,7 +120,7 @@ def check_memory(spec: GlmSpec, recipe: Recipe) -> None:
     if needed > there:
         hint = "Make it on a machine with more; the folder it makes runs on this one, too, if the model fits."
         if recipe.needs_calibration and spec.parameter_count() >= SMALL:
-            hint = "Leave out --calibrate: from the weights alone it takes less."
+            hint = "Leave --calibrate out: compressing from the weights alone holds less of a layer at once."
         raise ResourceError(
             f"the export needs about {needed / 1e9:.1f} GB of memory, and this machine has {there / 1e9:.1f} GB",
             hint=hint,
@@ -159,7 +158,7 @@ def _compressing(spec: GlmSpec, recipe: Recipe, weight_bytes: int, rates: Rates)
     """The disk, the hashing and the compression go on at once; the slowest counts, and on few cores the last two."""
     if recipe.needs_calibration:
         work = 2 * spec.parameter_count() * _CALIBRATION_TOKENS * _CALIBRATION_PASSES
-        busy = work / (rates.multiply_per_second or np.inf)
+        busy = work / (rates.multiply_per_second or np.inf) + _CALIBRATION_SECONDS * spec.num_layers
     else:
         ends = (1 if spec.tie_word_embeddings else 2) * spec.vocab_size * spec.hidden_size
         busy = spec.num_layers * (rates.layer_seconds or 0.0)

@@ -24,6 +24,7 @@ from openvino import opset13 as ops
 from edge.export.compress import Inputs, compress, int8_error
 from edge.export.fp16 import RESIDUAL_SCALE
 from edge.export.graph import MASKED, build_layer, plain
+from edge.export.infer import EXACT
 from edge.export.quantize import balanced, channel_magnitudes
 from edge.export.recipe import Recipe
 from edge.export.store import Store
@@ -33,12 +34,8 @@ from edge.model.checkpoint import Checkpoint, Weight
 
 Array = NDArray[np.float32]
 
-# A cache in less than f32 or quantised activations would be errors of this machine, not of the compression. What the
-# plugin keeps for shapes it has met outlives the compiled model: the weights of every layer, in the end.
-_EXACT = {
-    "INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
-    "CPU_RUNTIME_CACHE_CAPACITY": "0",
-}  # fmt: skip
+# What the plugin keeps for shapes it has met outlives the compiled model: the weights of every layer, in the end.
+_RUN = {**EXACT, "CPU_RUNTIME_CACHE_CAPACITY": "0"}
 _WINDOW = 8  # tokens over which an input's variance is taken; its mean over the windows is what NNCF asks for
 _SAMPLES = 256  # at most, where one scale serves a whole output channel
 
@@ -91,8 +88,8 @@ class Layerwise:
             return list(np.load(path))
         embedding = self._checkpoint.weight("model.embed_tokens.weight")
         states = [embedding.rows(np.asarray(text)).f32() for text in self._texts]
-        for j in range(i):
-            layer = self._store.load(f"layer-{j}")  # which carries what it is given at a fraction
+        for j in range(i):  # as they were kept: with the residual stream scaled down
+            layer = self._store.load(f"layer-{j}")
             scaled = self._through(layer, [state * np.float32(RESIDUAL_SCALE) for state in states])
             states = [state / np.float32(RESIDUAL_SCALE) for state in scaled]
         return states
@@ -192,7 +189,7 @@ def observe(
             node.input_value(0).get_node().get_friendly_name(): node.input_value(0) for node, _ in matrices(layer)
         }
         layer.add_results([ops.result(source) for source in sources.values()])
-    request = ov.Core().compile_model(layer, "CPU", _EXACT).create_infer_request()
+    request = ov.Core().compile_model(layer, "CPU", _RUN).create_infer_request()
     seen: dict[str, list[Array]] = {name: [] for name in sources}
     outputs = []
     for state in states:

@@ -85,16 +85,25 @@ def prepare(
     checkpoint = Checkpoint(located.folder)
     recipe = make_recipe(checkpoint.spec)
     recipe.check(checkpoint.spec, target)
-    if calibration_text is not None and not recipe.needs_calibration:
-        raise RecipeError(
-            f"nothing is calibrated, so that {calibration_text} would not be read",
-            hint="Add --calibrate, or leave --calibration-text out.",
-        )
+    text = user_text(recipe, calibration_text)
     check_dtype(recipe, checkpoint.weight("model.embed_tokens.weight").dtype)
     stop_ids = tokenizers.stop_ids(located.folder, checkpoint.spec)
     tokenizers.require(located.folder)
-    text = None if calibration_text is None else UserText.read(calibration_text)
     return Job(located, checkpoint, recipe, target, out, stop_ids, text)
+
+
+def user_text(recipe: Recipe, path: Path | None) -> UserText | None:
+    """The calibration text that the user named, if any.
+
+    Raises:
+        RecipeError: it cannot be read, or the recipe has no use for it.
+    """
+    if path is not None and not recipe.needs_calibration:
+        raise RecipeError(
+            f"nothing is calibrated, so that {path} would not be read",
+            hint="Add --calibrate, or leave --calibration-text out.",
+        )
+    return None if path is None else UserText.read(path)
 
 
 def check_recipe(recipe: Recipe, spec: GlmSpec, target: str, out: Path) -> None:

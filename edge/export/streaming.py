@@ -65,7 +65,9 @@ def write_model(
         compressed_layers(spec, checkpoint.weight, recipe, missing) if make_layer is None else map(make_layer, missing)
     )
     progress("compressing layer by layer", total - 1 - len(missing), total)
-    for i, layer in zip(missing, made, strict=True):
+    numbers = iter(missing)
+    for layer in made:  # a zip with the numbers would hold each layer while the next is made
+        i = next(numbers)
         _name_nodes(guard(layer), f"layer-{i}")
         store.keep(layer, f"layer-{i}")
         del layer

@@ -40,9 +40,9 @@ _GRAPH_BYTES = 8.0  # for each parameter of what is compared with the definition
 _PROOF_BYTES = 0.22  # for each byte of the finished IR, while it is proved
 # Time, as multiples of what was measured.
 _START_SECONDS = 6.0  # imports, and converting the tokenizer
-_GRAPH_PASSES = 45.0  # times hashing the weights that are compared with the definition
-_PROOF_PASSES = 19.0  # times hashing the finished IR
-_PROOF_SECONDS = 0.3  # for each layer besides
+_GRAPH_PASSES = 15.0  # times hashing the weights that are compared with the definition
+_PROOF_PASSES = 2.5  # times hashing the finished IR
+_PROOF_SECONDS = 0.2  # for each layer besides
 _CALIBRATION_SECONDS = 1.2  # for each layer, and besides:
 _CALIBRATION_PASSES = 5.0  # multiplications with all weights, for each token of the calibration text
 _CALIBRATION_TOKENS = 2048

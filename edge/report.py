@@ -32,7 +32,11 @@ def summary(made: Manifest) -> str:
         if check.message:
             lines.append(f"  Warning: {check.message}. {check.hint or ''}".rstrip())
         if check.name == "compression" and check.figures["top1_agreement"] < _POOR_AGREEMENT:
-            lines.append("  That is noticeably worse than the checkpoint; --weights int8 keeps more.")
+            better = "--calibrate" if made.target == "npu" else "--weights int8"  # the NPU takes 4 bits only
+            tried = made.target == "npu" and made.recipe.get("scale_estimation")
+            lines.append(
+                "  That is noticeably worse than the checkpoint" + ("." if tried else f"; {better} keeps more.")
+            )
     if made.target == "npu" and all(check.name != "npu rehearsal" for check in made.checks):
         lines.append("  not rehearsed for the NPU: that would take the memory of the whole model")
     return "\n".join(lines)

@@ -36,14 +36,20 @@ def verify(folder: Path, against: str | None, revision: str | None, as_json: boo
       glm4-edge verify ./glm4-int4 --json
     """
     from edge.errors import VerificationError
-    from edge.export.verify_folder import verify_folder
+    from edge.export.verify_folder import require_model, verify_folder
     from edge.model import hub
+    from edge.model.spec import GlmSpec
+
+    def known(checkpoint: Path) -> None:
+        GlmSpec.from_folder(checkpoint)
 
     folder = folder.expanduser()
     with without_torch(), progress_lines() as progress:
         source = None
         if against is not None:
-            source = hub.locate(against, revision=revision, progress=progress).folder
+            require_model(folder)  # before gigabytes are fetched to compare it with
+            located = hub.locate(against, revision=revision, progress=progress, check=known)
+            source = located.folder
         found = verify_folder(folder, source, progress)
     failed = [check for check in found.checks if not check.passed]
     if as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from typing import Any
 
@@ -11,6 +12,16 @@ from numpy.typing import NDArray
 
 # Full precision everywhere: what is compared is the weights, not a plugin's shortcuts.
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+
+
+@functools.cache
+def core() -> ov.Core:
+    """The process's one Core, which is never taken down.
+
+    OpenVINO's CPU plugin sets a signal stack when it comes and restores the one before when it goes. Of two Cores
+    the first to go would leave a stack that is no longer there, and Ctrl-C would end in a segmentation fault.
+    """
+    return ov.Core()
 
 
 def infer(compiled: Any, token_ids: NDArray[np.int64], past: int) -> NDArray[np.float32]:

@@ -24,7 +24,7 @@ from openvino import opset13 as ops
 from edge.export.compress import Inputs, compress, int8_error
 from edge.export.fp16 import RESIDUAL_SCALE
 from edge.export.graph import MASKED, build_layer, plain
-from edge.export.infer import EXACT
+from edge.export.infer import EXACT, core
 from edge.export.quantize import balanced, channel_magnitudes
 from edge.export.recipe import Recipe
 from edge.export.store import Store
@@ -189,7 +189,7 @@ def observe(
             node.input_value(0).get_node().get_friendly_name(): node.input_value(0) for node, _ in matrices(layer)
         }
         layer.add_results([ops.result(source) for source in sources.values()])
-    request = ov.Core().compile_model(layer, "CPU", _RUN).create_infer_request()
+    request = core().compile_model(layer, "CPU", _RUN).create_infer_request()
     seen: dict[str, list[Array]] = {name: [] for name in sources}
     outputs = []
     for state in states:

@@ -16,7 +16,7 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from edge.errors import ContextError, VerificationError
-from edge.export.infer import EXACT, infer
+from edge.export.infer import EXACT, core, infer
 from edge.manifest import Check
 from edge.npu import REHEARSED, check_prompt, rehearsal_properties
 
@@ -35,12 +35,11 @@ def rehearse(model_file: Path, token_ids: Sequence[int]) -> Check:
         VerificationError: the IR does not say that it is legal for the NPU, does not compile, answers otherwise,
             or takes a prompt above the limit.
     """
-    core = ov.Core()
-    model = core.read_model(model_file)
+    model = core().read_model(model_file)
     facts = check_facts(model)
-    here = core.compile_model(model, "CPU", EXACT).create_infer_request()
+    here = core().compile_model(model, "CPU", EXACT).create_infer_request()
     try:
-        compiled = core.compile_model(model, "NPU", rehearsal_properties(_MAX_PROMPT, _MIN_RESPONSE) | EXACT)
+        compiled = core().compile_model(model, "NPU", rehearsal_properties(_MAX_PROMPT, _MIN_RESPONSE) | EXACT)
         there = compiled.create_infer_request()
     except RuntimeError as error:
         raise _wrong(f"the model does not compile for the NPU's fixed shapes ({_last_line(error)})") from error

@@ -21,6 +21,8 @@ import openvino as ov
 from numpy.typing import NDArray
 from openvino import opset13 as ops
 
+from edge.export.infer import core
+
 _ALIGNMENT = 64  # what the plugins' vector loads like
 _LARGE = 1 << 12  # bytes; smaller constants may be shapes, which the graph around them is checked with
 
@@ -82,7 +84,7 @@ class Store:
 
     def load(self, part: str) -> ov.Model:
         """A part as it was kept, its constants mapped from the .bin."""
-        return ov.Core().read_model(self._xml(part), self.weights)
+        return core().read_model(self._xml(part), self.weights)
 
     def write_xml(self, model: ov.Model, path: Path) -> None:
         """Serialise the graph alone, pointing at the constants' places; the model is used up.
@@ -98,15 +100,17 @@ class Store:
             stand_in = ops.parameter(list(shape), kind, name=node.get_friendly_name())
             node.output(0).replace(stand_in.output(0))
             stand_ins.append(stand_in)
+        replaced = {node.get_friendly_name() for node in stand_ins}
         model.add_parameters(stand_ins)
         ov.serialize(model, path, os.devnull)
         tree = ElementTree.parse(path)
         for layer in tree.iter("layer"):
-            if layer.get("name") in self.places and layer.get("type") in ("Const", "Parameter"):
+            name = str(layer.get("name"))
+            if layer.get("type") == "Const" or name in replaced:
                 layer.set("type", "Const")
                 data = layer.find("data")
                 assert data is not None
-                offset, size = self.places[str(layer.get("name"))]
+                offset, size = self.places[name]
                 data.set("offset", str(offset))
                 data.set("size", str(size))
         tree.write(path, encoding="utf-8", xml_declaration=True)

@@ -64,6 +64,7 @@ def write_model(
     made = (
         compressed_layers(spec, checkpoint.weight, recipe, missing) if make_layer is None else map(make_layer, missing)
     )
+    done_with(sum(_bytes_of_layer(checkpoint, i) for i in range(spec.num_layers) if i not in missing))
     progress("compressing layer by layer", total - 1 - len(missing), total)
     numbers = iter(missing)
     for layer in made:  # a zip with the numbers would hold each layer while the next is made
@@ -85,6 +86,7 @@ def write_model(
         _name_nodes(guard(ends), "ends")
         store.keep(ends, "ends")
         del ends, mapped  # in this order: OpenVINO's constants do not keep Python's arrays alive
+    done_with(sum(checkpoint.weight(name).raw.nbytes for name in _ends(checkpoint)))
     progress("putting the model together", 0, 0)
     parts = [store.load(f"layer-{i}") for i in range(spec.num_layers)]
     told = parts[0].get_rt_info("nncf") if parts[0].has_rt_info("nncf") else None
@@ -122,7 +124,7 @@ def _round_rows(ends: ov.Model, checkpoint: Checkpoint, symmetric: bool, store: 
     """
     nodes = {node.get_friendly_name(): node for node in ends.get_ops()}
     mapped: list[NDArray[Any]] = []
-    for name in ("model.embed_tokens.weight", *(() if checkpoint.spec.tie_word_embeddings else ("lm_head.weight",))):
+    for name in _ends(checkpoint):
         weight = checkpoint.weight(name)
         rounded = functools.partial(quantize, name=name, bits=8, symmetric=symmetric)
         small: list[Quantized] = []
@@ -138,6 +140,11 @@ def _round_rows(ends: ov.Model, checkpoint: Checkpoint, symmetric: bool, store: 
         old = nodes[name + "/f32"] if name + "/f32" in nodes else nodes[name]
         old.output(0).replace(decompression(whole).output(0))
     return mapped
+
+
+def _ends(checkpoint: Checkpoint) -> list[str]:
+    tied = checkpoint.spec.tie_word_embeddings
+    return ["model.embed_tokens.weight", *([] if tied else ["lm_head.weight"])]
 
 
 def _bytes_of_layer(checkpoint: Checkpoint, i: int) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import openvino as ov
 
 from edge.errors import ModelError, VerificationError
+from edge.export.infer import core
 from edge.export.whole_pieces import reach, unreachable_pieces
 from edge.manifest import Check
 
@@ -86,9 +87,8 @@ def read(folder: Path) -> tuple[ov.Model, ov.Model]:
     for name in (TOKENIZER_FILE, DETOKENIZER_FILE):
         if not (folder / name).is_file():
             raise ModelError(f"{folder} has no {name}", hint="Export the model again: without it no text can be read.")
-    core = ov.Core()
     try:
-        return core.read_model(folder / TOKENIZER_FILE), core.read_model(folder / DETOKENIZER_FILE)
+        return core().read_model(folder / TOKENIZER_FILE), core().read_model(folder / DETOKENIZER_FILE)
     except RuntimeError as error:
         raise ModelError(
             f"the OpenVINO tokenizer in {folder} cannot be read", hint="Export the model again."
@@ -101,9 +101,8 @@ def prove(tokenizer: Any, encoder: ov.Model, decoder: ov.Model) -> Check:
     Entries are compared because one that is a token when whole may come out in pieces; reading back
     is compared for the texts. A text with a NUL character is left out: OpenVINO's strings end there.
     """
-    core = ov.Core()
-    encode = core.compile_model(encoder, "CPU")
-    decode = core.compile_model(decoder, "CPU")
+    encode = core().compile_model(encoder, "CPU")
+    decode = core().compile_model(decoder, "CPU")
     specials = [token.content for token in tokenizer.added_tokens_decoder.values()]
     entries = tokenizer.batch_decode([[item] for item in range(len(tokenizer))])
     texts = [*PROOF_TEXTS, *(f"{token}user\nhi {token}" for token in specials)]

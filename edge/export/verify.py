@@ -8,12 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import openvino as ov
 from numpy.typing import NDArray
 
 from edge.export.fp16 import guard
 from edge.export.graph import build_model
-from edge.export.infer import EXACT, infer, kl_divergence
+from edge.export.infer import EXACT, core, infer, kl_divergence
 from edge.manifest import Check
 from edge.model import forward
 from edge.model.checkpoint import Checkpoint, Weight
@@ -41,7 +40,7 @@ def check_graph(checkpoint: Checkpoint, token_ids: Sequence[int]) -> tuple[Check
     whole = spec is checkpoint.spec
     ids = np.asarray(token_ids if whole else token_ids[:_PARITY_TOKENS]) % spec.vocab_size
     expected = forward.logits(spec, weight, ids.tolist())
-    request = ov.Core().compile_model(guard(build_model(spec, weight)), "CPU", EXACT).create_infer_request()
+    request = core().compile_model(guard(build_model(spec, weight)), "CPU", EXACT).create_infer_request()
     split = max(1, len(ids) - 3)
     parts = [infer(request, ids[:split], 0)]
     parts += [infer(request, ids[i : i + 1], i) for i in range(split, len(ids))]
@@ -66,8 +65,7 @@ def check_compression(model_file: Path, reference: NDArray[np.float32], token_id
     A broken model (not finite, or another model altogether) fails.
     """
     ids = np.asarray(token_ids)
-    core = ov.Core()
-    logits = infer(core.compile_model(core.read_model(model_file), "CPU", EXACT), ids, 0)
+    logits = infer(core().compile_model(core().read_model(model_file), "CPU", EXACT), ids, 0)
     if logits.shape != reference.shape:
         return Check(
             name="compression", passed=False, figures={},

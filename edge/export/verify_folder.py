@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import openvino as ov
 from pydantic import ValidationError
 
 from edge import manifest
 from edge.errors import EdgeError, ModelError
 from edge.export import ir, verify, verify_ir, verify_parts, verify_text
 from edge.export.calibration import calibration_samples
+from edge.export.infer import core
 from edge.export.recipe import SMALL, Recipe
 from edge.export.rehearse import rehearse
 from edge.manifest import Check, Manifest
@@ -50,6 +51,19 @@ class _Subject:
         return self.made is not None
 
 
+def require_model(folder: Path) -> None:
+    """Refuse a folder without an exported model.
+
+    Raises:
+        ModelError: it has no openvino_model.xml.
+    """
+    if not (folder / manifest.MODEL_FILE).is_file():
+        raise ModelError(
+            f"{folder} holds no exported model: it has no {manifest.MODEL_FILE}",
+            hint="Make one with: glm4-edge export MODEL OUT",
+        )
+
+
 def verify_folder(folder: Path, against: Path | None, progress: Progress) -> Verified:
     """Check the model in `folder`, against the checkpoint in `against` where one is given.
 
@@ -59,11 +73,7 @@ def verify_folder(folder: Path, against: Path | None, progress: Progress) -> Ver
         ModelError: the folder holds no stateful OpenVINO model of a language model.
         CheckpointError: `against` is no complete GLM-4 checkpoint, or the folder has no config.json of one.
     """
-    if not (folder / manifest.MODEL_FILE).is_file():
-        raise ModelError(
-            f"{folder} holds no exported model: it has no {manifest.MODEL_FILE}",
-            hint="Make one with: glm4-edge export MODEL OUT",
-        )
+    require_model(folder)
     checkpoint = Checkpoint(against) if against else None
     made = _manifest(folder)
     spec = GlmSpec.from_folder(folder) if (folder / "config.json").is_file() or checkpoint is None else checkpoint.spec
@@ -72,7 +82,7 @@ def verify_folder(folder: Path, against: Path | None, progress: Progress) -> Ver
     checks = [_files(subject)]
     left_out = []
     if checks[0].passed:
-        if not ir.num_layers(ov.Core().read_model(subject.model_file)):
+        if not ir.num_layers(core().read_model(subject.model_file)):
             raise ModelError(
                 f"{subject.model_file} keeps no cache (it is not stateful)",
                 hint="Export it again with glm4-edge, or with optimum-cli and --task text-generation-with-past.",
@@ -130,7 +140,7 @@ def _text_steps(subject: _Subject) -> Iterator[Step]:
 
 def _model_steps(subject: _Subject) -> Iterator[Step]:
     file, spec, ours, checkpoint = subject.model_file, subject.spec, subject.ours, subject.checkpoint
-    recipe = Recipe(**subject.made.recipe) if subject.made else ir.recipe_of(ov.Core().read_model(file))
+    recipe = _recipe(subject.made) if subject.made else ir.recipe_of(core().read_model(file))
     yield "weights", "reading the weights", lambda: verify_ir.check_weights(file, recipe, strict=ours)
     yield "fusions", "compiling for both backends", lambda: verify_ir.check_fusions(file, ours=ours)
     yield (
@@ -164,6 +174,12 @@ def against_steps(model_file: Path, checkpoint: Checkpoint, *, ours: bool) -> It
         return verify.check_compression(model_file, reference, ids)
 
     yield "compression", "comparing the answers", compression
+
+
+def _recipe(made: Manifest) -> Recipe:
+    """What was asked for; fields that other versions knew are left out."""
+    known = {field.name for field in dataclasses.fields(Recipe)}
+    return Recipe(**{name: value for name, value in made.recipe.items() if name in known})
 
 
 def _manifest(folder: Path) -> Manifest | None:

@@ -13,7 +13,7 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from edge.export import ir
-from edge.export.infer import EXACT, compiled_layers, infer
+from edge.export.infer import EXACT, compiled_layers, core, infer
 from edge.export.recipe import KINDS, Recipe
 from edge.manifest import Check
 
@@ -36,7 +36,7 @@ def check_weights(model_file: Path, recipe: Recipe | None, *, strict: bool = Tru
 
     Figures: number of weights by precision, share in 4 bits, and number of matrices by kind and form.
     """
-    model = ov.Core().read_model(model_file)
+    model = core().read_model(model_file)
     weights = ir.weights_of(model)
     precisions: Counter[str] = Counter()
     kinds: dict[str, Counter[str]] = defaultdict(Counter)
@@ -65,18 +65,17 @@ def check_fusions(model_file: Path, *, ours: bool = True) -> Check:
 
     An attention or a RoPE that stayed in pieces runs slowly: a failure in an IR of ours, a warning in another's.
     """
-    core = ov.Core()
     figures: dict[str, Any] = {}
     left: dict[str, str] = {}
     for backend, attention in (("SDPA", "ScaledDotProductAttention"), ("PA", "PagedAttention")):
-        model = core.read_model(model_file)
+        model = core().read_model(model_file)
         layers = ir.num_layers(model)
         try:
             if backend == "PA":
                 from openvino._offline_transformations import paged_attention_transformation
 
                 paged_attention_transformation(model)
-            counts = compiled_layers(core.compile_model(model, "CPU"))
+            counts = compiled_layers(core().compile_model(model, "CPU"))
         except RuntimeError as error:
             figures[backend] = None
             left[backend] = f"it cannot be compiled ({str(error).strip().splitlines()[-1]})"
@@ -112,8 +111,7 @@ def check_lengths(
     Ascending, until the time is used up; a large model runs with its first layer and part of its vocabulary. Figures
     say which lengths, layers and precisions ran. Finite is asked for in the plugin's own precision, too.
     """
-    core = ov.Core()
-    model, layers, total = _runnable(core, model_file, vocab_size)
+    model, layers, total = _runnable(model_file, vocab_size)
     figures: dict[str, Any] = {"lengths": [], "layers": layers, "of_layers": total, "precisions": []}
     if model is None:
         return Check(
@@ -124,8 +122,8 @@ def check_lengths(
     vocabulary = _VOCABULARY if layers < total else vocab_size
     lengths = [length for length in lengths or LENGTHS if length < context_length]
     ids = np.random.default_rng(0).integers(0, min(vocabulary, vocab_size), max(lengths, default=0) + 1)
-    exact = core.compile_model(model, "CPU", EXACT).create_infer_request()
-    plain = core.compile_model(model, "CPU").create_infer_request()
+    exact = core().compile_model(model, "CPU", EXACT).create_infer_request()
+    plain = core().compile_model(model, "CPU").create_infer_request()
     own = str(plain.get_compiled_model().get_property("INFERENCE_PRECISION_HINT").get_type_name())
     figures["precisions"] = sorted({"f32", own})
     for request in (exact, plain):
@@ -165,12 +163,12 @@ def check_lengths(
 
 def size_of(model_file: Path) -> int:
     """Number of weights in the IR's matrices."""
-    return sum(weight.shape[0] * weight.shape[1] for weight in ir.weights_of(ov.Core().read_model(model_file)))
+    return sum(weight.shape[0] * weight.shape[1] for weight in ir.weights_of(core().read_model(model_file)))
 
 
-def _runnable(core: ov.Core, model_file: Path, vocab_size: int) -> tuple[ov.Model | None, int, int]:
+def _runnable(model_file: Path, vocab_size: int) -> tuple[ov.Model | None, int, int]:
     """The model, or so much of a large one as may be run; how many layers it has, and how many the whole."""
-    model = core.read_model(model_file)
+    model = core().read_model(model_file)
     total = ir.num_layers(model)
     if size_of(model_file) <= LARGE:
         return model, total, total

@@ -19,7 +19,7 @@ from openvino import opset13 as ops
 from edge.export import ir
 from edge.export.fp16 import POST_NORM, UNSCALED, residual_scale
 from edge.export.graph import rotary_row_order
-from edge.export.infer import EXACT
+from edge.export.infer import EXACT, core
 from edge.manifest import Check
 from edge.model import forward
 from edge.model.checkpoint import Checkpoint
@@ -67,7 +67,7 @@ def check_rows(model_file: Path, checkpoint: Checkpoint, *, ours: bool = True) -
     Figures: relative errors, the mean by kind and the worst.
     """
     spec = checkpoint.spec
-    model = ov.Core().read_model(model_file)
+    model = core().read_model(model_file)
     rng = np.random.default_rng(0)
     errors: dict[str, list[float]] = {}
     worst_name, worst = "", 0.0
@@ -83,13 +83,15 @@ def check_rows(model_file: Path, checkpoint: Checkpoint, *, ours: bool = True) -
         got = weight.rows(index)
         factors = ir.channel_factors(weight) if weight.kind == "down_proj" else None
         error = _relative(got if factors is None else got * factors, expected)
+        error = error if np.isfinite(error) else np.inf
         errors.setdefault(weight.kind, []).append(error)
-        if not error <= worst:
+        if error > worst:
             worst_name, worst = source, error
     vectors, wrong = _vectors(model, checkpoint) if ours else (0, [])
+    means = {kind: float(np.mean(found)) for kind, found in errors.items()}
     figures: dict[str, Any] = {
         "matrices": sum(map(len, errors.values())), "rows_of_each": _ROWS, "unknown_matrices": unknown,
-        "mean_error": {kind: round(float(np.mean(found)), 4) for kind, found in errors.items()},
+        "mean_error": {kind: round(mean, 4) if np.isfinite(mean) else None for kind, mean in means.items()},
         "worst": worst_name, "worst_error": round(worst, 4) if np.isfinite(worst) else None,
         "norms_and_biases": vectors,
     }  # fmt: skip
@@ -150,7 +152,7 @@ def _vectors(model: ov.Model, checkpoint: Checkpoint) -> tuple[int, list[str]]:
 
 
 def _embed(model_file: Path, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-    model = ov.Core().read_model(model_file)
+    model = core().read_model(model_file)
     entries, places = np.unique(ids, return_inverse=True)
     embedding = next(weight for weight in ir.weights_of(model) if weight.kind in (ir.EMBEDDING, ir.TIED))
     ir.slice_ends(model, entries)
@@ -160,7 +162,7 @@ def _embed(model_file: Path, ids: NDArray[np.int64]) -> NDArray[np.float32]:
 
 
 def _layer(model_file: Path, hidden: NDArray[np.float32], i: int) -> NDArray[np.float32]:
-    model = ov.Core().read_model(model_file)
+    model = core().read_model(model_file)
     scale = np.float32(residual_scale(model))  # before the cut, which takes the embedding away
     parameter = _cut(model, i - 1, hidden.shape[-1])
     end: Any = ir.layer_end(model, i)
@@ -175,7 +177,7 @@ def _layer(model_file: Path, hidden: NDArray[np.float32], i: int) -> NDArray[np.
 
 
 def _head(model_file: Path, hidden: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    model = ov.Core().read_model(model_file)
+    model = core().read_model(model_file)
     scale = np.float32(residual_scale(model))
     ir.slice_ends(model, rows)
     parameter = _cut(model, ir.num_layers(model) - 1, hidden.shape[-1])
@@ -200,7 +202,7 @@ def _cut(model: ov.Model, layer: int, size: int) -> Any:
 
 
 def _run(part: ov.Model, feeds: dict[str, Any]) -> NDArray[np.float32]:
-    out: NDArray[np.float32] = ov.Core().compile_model(part, "CPU", EXACT)(feeds)[0][0]
+    out: NDArray[np.float32] = core().compile_model(part, "CPU", EXACT)(feeds)[0][0]
     return out.copy()
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import openvino as ov
 
 from edge.export import tokenize
+from edge.export.infer import core
 from edge.manifest import Check
 from edge.model.spec import read_json
 
@@ -74,7 +75,7 @@ def check_template(folder: Path, reference: Any) -> Check:
             hint="Chats use the one in the IR. Export the model again to bring both together.",
         )  # fmt: skip
     opening = reference("")["input_ids"] or _known(reference, _OPENING)
-    encode = ov.Core().compile_model(encoder, "CPU")
+    encode = core().compile_model(encoder, "CPU")
     silent: list[str] = []
     for name, messages, tools in _CONVERSATIONS:
         try:

@@ -70,7 +70,13 @@ class Checkpoint:
         self.shards = _find_shards(folder)
         tensors: dict[str, Weight] = {}
         for shard in self.shards:
-            tensors.update(_map_shard(shard))
+            for name, weight in _map_shard(shard):
+                if name in tensors:
+                    raise CheckpointError(
+                        f"{shard} holds the tensor {name}, which another shard holds, too",
+                        hint="Shards of two checkpoints got into one folder: download it again into an empty one.",
+                    )
+                tensors[name] = weight
         self._weights = self._rename(tensors) if self.spec.model_type == "chatglm" else tensors
         self._check()
 

@@ -141,7 +141,7 @@ def _fetch_file(url: str, partial: Path, size: int, report: Callable[[int], None
         have = partial.stat().st_size if partial.exists() else 0
         if have == size:
             continue
-        failures = 1 if have > before else failures + 1
+        failures = 1 if before < have < size else failures + 1  # more than there should be is no progress
         if failures == _ATTEMPTS:
             raise error
         time.sleep(_PAUSE * 2 ** (failures - 1))

@@ -208,6 +208,20 @@ def test_wrong_bytes_in_any_sampled_part_are_caught(name: str, tmp_path: Path) -
         assert not check.passed and "of the finished model is not the checkpoint's" in str(check.message)
 
 
+def test_a_matrix_that_is_no_number_is_not_forgotten(tmp_path: Path) -> None:
+    """Whatever is compared after it."""
+    checkpoint = Checkpoint(write_checkpoint(tmp_path / "c", num_hidden_layers=3, **SIZES))
+    file = stream(checkpoint, FOUR_BITS, tmp_path / "out")
+    name = "model.layers.0.self_attn.q_proj.weight/scale"
+    data = next(node for node in ElementTree.parse(file).iter("layer") if node.get("name") == name).find("data")
+    assert data is not None
+    with file.with_suffix(".bin").open("rb+") as weights:
+        weights.seek(int(str(data.get("offset"))))
+        weights.write(np.full(int(str(data.get("size"))) // 2, np.nan, np.float16).tobytes())
+    check = check_rows(file, checkpoint)
+    assert not check.passed and "layers.0.self_attn.q_proj" in str(check.message)
+
+
 @pytest.mark.parametrize("recipe", [FOUR_BITS, Recipe("int4", 16, backup="int8_asym", awq=True), Recipe("bf16")])
 def test_rows_and_vectors_of_a_right_model_pass(recipe: Recipe, tmp_path: Path) -> None:
     """AWQ scales the columns of down_proj, which is undone for the comparison."""

@@ -141,3 +141,16 @@ def test_tensors_of_another_architecture_are_refused(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps({**config, "attention_bias": False}))
     with pytest.raises(CheckpointError, match="6 tensors are none of GLM-4's"):
         Checkpoint(folder)
+
+
+def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "c")
+    split_into_shards(folder)
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    first, second = sorted(set(index["weight_map"].values()))
+    third = second.replace("00002", "00003", 1)
+    (folder / third).write_bytes((folder / first).read_bytes())
+    index["weight_map"]["more"] = third
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="which another shard holds, too"):
+        Checkpoint(folder)

@@ -362,10 +362,14 @@ def test_sampling_reaches_the_pipeline(sampling: Sampling, expected: dict[str, A
 @pytest.mark.model
 @pytest.mark.parametrize("prompt", ["What is the capital of France?", "Write a short poem about rain.", "你好"])
 def test_both_attention_backends_give_the_same_greedy_tokens(pocket_dir: Path, prompt: str) -> None:
-    """The stateful attention and the paged one run other kernels over the same graph."""
+    """The stateful attention and the paged one run other kernels over the same graph.
+
+    Activations are not quantised: how they are depends on how a backend cuts the prompt.
+    """
     said = []
+    exact = {"KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
     for backend in ("PA", "SDPA"):
-        with Engine.load(pocket_dir, properties={"ATTENTION_BACKEND": backend, "KV_CACHE_PRECISION": "f32"}) as engine:
+        with Engine.load(pocket_dir, properties={"ATTENTION_BACKEND": backend, **exact}) as engine:
             chunks = engine.stream([Message("user", prompt)], Sampling(temperature=0, max_new_tokens=24))
             said.append("".join(chunk.text for chunk in chunks))
     assert said[0] == said[1] and said[0]

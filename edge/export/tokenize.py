@@ -99,7 +99,8 @@ def prove(tokenizer: Any, encoder: ov.Model, decoder: ov.Model) -> Check:
     """Compare with the reference on `PROOF_TEXTS`, on special tokens, and on every entry of the vocabulary.
 
     Entries are compared because one that is a token when whole may come out in pieces; reading back
-    is compared for the texts. A text with a NUL character is left out: OpenVINO's strings end there.
+    is compared for the texts. Left out are entries that are pieces of characters, which are no text, and
+    those with a NUL, where OpenVINO's strings end.
     """
     encode = core().compile_model(encoder, "CPU")
     decode = core().compile_model(decoder, "CPU")

@@ -109,7 +109,7 @@ def _reference(folder: Path, windows: Any, out: Path) -> None:
     import openvino as ov
 
     from edge.export.graph import build_model
-    from edge.export.infer import EXACT, infer
+    from edge.infer import EXACT, infer
     from edge.model.checkpoint import Checkpoint
 
     checkpoint = Checkpoint(folder)
@@ -127,9 +127,9 @@ def _measure(folder: Path, recipe: Recipe, windows: Any, reference: Path, scratc
     from edge.export import streaming
     from edge.export.calibration import calibration_samples
     from edge.export.compress import weight_bits
-    from edge.export.infer import EXACT, infer, kl_divergence
     from edge.export.layerwise import Layerwise
     from edge.export.store import Store
+    from edge.infer import EXACT, infer, kl_divergence
     from edge.model.checkpoint import Checkpoint
     from edge.model.tokenizer import load
 

@@ -14,7 +14,7 @@ import pytest
 import edge
 
 PACKAGE = Path(edge.__file__).parent
-CORE = {"errors", "manifest", "messages", "files", "npu"}
+CORE = {"errors", "manifest", "messages", "files", "npu", "infer"}
 # room → rooms it may import, besides core and itself
 ARROWS = {
     "core": set(),

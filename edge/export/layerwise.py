@@ -24,11 +24,11 @@ from openvino import opset13 as ops
 from edge.export.compress import Inputs, compress, int8_error
 from edge.export.fp16 import RESIDUAL_SCALE
 from edge.export.graph import MASKED, build_layer, plain
-from edge.export.infer import EXACT, core
 from edge.export.quantize import balanced, channel_magnitudes
 from edge.export.recipe import Recipe
 from edge.export.store import Store
 from edge.files import write_text
+from edge.infer import EXACT, core
 from edge.messages import Progress
 from edge.model.checkpoint import Checkpoint, Weight
 

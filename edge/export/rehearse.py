@@ -16,7 +16,7 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from edge.errors import ContextError, VerificationError
-from edge.export.infer import EXACT, core, infer
+from edge.infer import EXACT, core, infer
 from edge.manifest import Check
 from edge.npu import REHEARSED, check_prompt, rehearsal_properties
 

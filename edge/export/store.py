@@ -21,7 +21,7 @@ import openvino as ov
 from numpy.typing import NDArray
 from openvino import opset13 as ops
 
-from edge.export.infer import core
+from edge.infer import core
 
 _ALIGNMENT = 64  # what the plugins' vector loads like
 _LARGE = 1 << 12  # bytes; smaller constants may be shapes, which the graph around them is checked with

@@ -10,8 +10,8 @@ from typing import Any
 import openvino as ov
 
 from edge.errors import ModelError, VerificationError
-from edge.export.infer import core
 from edge.export.whole_pieces import reach, unreachable_pieces
+from edge.infer import core
 from edge.manifest import Check
 
 TOKENIZER_FILE = "openvino_tokenizer.xml"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from edge.export.fp16 import guard
 from edge.export.graph import build_model
-from edge.export.infer import EXACT, core, infer, kl_divergence
+from edge.infer import EXACT, core, infer, kl_divergence
 from edge.manifest import Check
 from edge.model import forward
 from edge.model.checkpoint import Checkpoint, Weight

@@ -15,9 +15,9 @@ from edge import manifest
 from edge.errors import EdgeError, ModelError
 from edge.export import ir, verify, verify_ir, verify_parts, verify_text
 from edge.export.calibration import calibration_samples
-from edge.export.infer import core
 from edge.export.recipe import SMALL, Recipe
 from edge.export.rehearse import rehearse
+from edge.infer import core
 from edge.manifest import Check, Manifest
 from edge.messages import Progress
 from edge.model import forward

@@ -13,8 +13,8 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from edge.export import ir
-from edge.export.infer import EXACT, compiled_layers, core, infer
 from edge.export.recipe import KINDS, Recipe
+from edge.infer import EXACT, compiled_layers, core, infer
 from edge.manifest import Check
 
 # Around the sizes in which plugins work: vectors, tiles, blocks of the cache. Some faults show at single lengths.

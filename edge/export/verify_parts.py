@@ -19,7 +19,7 @@ from openvino import opset13 as ops
 from edge.export import ir
 from edge.export.fp16 import POST_NORM, UNSCALED, residual_scale
 from edge.export.graph import rotary_row_order
-from edge.export.infer import EXACT, core
+from edge.infer import EXACT, core
 from edge.manifest import Check
 from edge.model import forward
 from edge.model.checkpoint import Checkpoint

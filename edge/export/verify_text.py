@@ -9,7 +9,7 @@ from typing import Any
 import openvino as ov
 
 from edge.export import tokenize
-from edge.export.infer import core
+from edge.infer import core
 from edge.manifest import Check
 from edge.model.spec import read_json
 

@@ -14,9 +14,9 @@ _KNOWN = re.compile(r"CPU|GPU(\.\d+)?|NPU|AUTO")
 
 def available() -> list[str]:
     """The devices OpenVINO finds on this machine, such as CPU, GPU.0, GPU.1, NPU."""
-    import openvino as ov
+    from edge.infer import core
 
-    return list(ov.Core().available_devices)
+    return list(core().available_devices)
 
 
 def resolve(device: str, devices: Callable[[], Sequence[str]] = available) -> str:

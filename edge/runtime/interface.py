@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from edge.messages import Chunk, Message, Sampling
@@ -48,3 +49,26 @@ class ChatEngine(Protocol):
 
     def close(self) -> None:
         """End what runs, wait for it, and give the memory back."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a loaded model said of known tokens."""
+
+    token: int
+    """The likeliest token after the last one."""
+    log_probs: tuple[float, ...] | None
+    """Of each token but the first, given those before it, in nats: one less than there are tokens. None where the
+    device's pipeline does not give them (the NPU's)."""
+
+
+class Probing(Protocol):
+    """An engine whose numbers can be looked at; `Engine` is one."""
+
+    def probe(self, token_ids: Sequence[int]) -> Probe:
+        """Read `token_ids` afresh, without the prefix cache, greedily, on the very pipeline that answers.
+
+        Raises:
+            ContextError: there are more than the pipeline reads.
+            DeviceError: the device failed.
+        """

@@ -12,8 +12,8 @@ import openvino as ov
 import pytest
 
 from edge.cli import _run
-from edge.export.infer import EXACT, infer
 from edge.files import HOME_VARIABLE
+from edge.infer import EXACT, infer
 from edge.model.checkpoint import Checkpoint
 from tests.conftest import split_into_shards, write_chatglm, write_checkpoint, write_safetensors
 

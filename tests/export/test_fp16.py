@@ -12,9 +12,9 @@ import pytest
 
 from edge.cli import _run
 from edge.export import fp16, graph
-from edge.export.infer import EXACT, infer, kl_divergence
 from edge.export.verify_ir import check_fusions
 from edge.files import HOME_VARIABLE
+from edge.infer import EXACT, infer, kl_divergence
 from edge.model import forward
 from edge.model.checkpoint import Checkpoint
 from tests.conftest import write_checkpoint, write_safetensors

@@ -11,8 +11,8 @@ import openvino as ov
 import pytest
 
 from edge.export.graph import build_model, rotary_row_order
-from edge.export.infer import EXACT, compiled_layers
 from edge.export.verify_ir import check_fusions
+from edge.infer import EXACT, compiled_layers
 from edge.model import forward
 from edge.model.checkpoint import Checkpoint, Weight
 from edge.model.spec import GlmSpec

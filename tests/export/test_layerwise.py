@@ -16,10 +16,10 @@ from edge.export import layerwise, streaming
 from edge.export.calibration import calibration_samples
 from edge.export.compress import weight_bits
 from edge.export.graph import build_layer, build_model
-from edge.export.infer import EXACT, infer, kl_divergence
 from edge.export.layerwise import Layerwise, condense
 from edge.export.recipe import Recipe, layer_weights
 from edge.export.store import Store
+from edge.infer import EXACT, infer, kl_divergence
 from edge.model import forward
 from edge.model.checkpoint import Checkpoint
 from tests.conftest import write_checkpoint

@@ -12,10 +12,10 @@ import pytest
 from edge.export import streaming
 from edge.export.compress import compress
 from edge.export.graph import build_model
-from edge.export.infer import EXACT, infer
 from edge.export.recipe import Recipe
 from edge.export.store import Store
 from edge.export.verify_ir import check_fusions
+from edge.infer import EXACT, infer
 from edge.model.checkpoint import Checkpoint
 from tests.conftest import write_checkpoint
 

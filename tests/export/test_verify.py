@@ -11,7 +11,8 @@ import numpy as np
 import openvino as ov
 import pytest
 
-from edge.export import infer, ir, verify, verify_ir
+from edge import infer
+from edge.export import ir, verify, verify_ir
 from edge.export.graph import build_model
 from edge.export.recipe import Recipe
 from edge.export.store import Store

@@ -12,7 +12,7 @@ import pytest
 def test_ctrl_c_after_models_came_and_went_is_a_keyboard_interrupt() -> None:
     script = (
         "import os, signal, gc, numpy as np, openvino as ov\nfrom openvino import opset13 as ops\n"
-        "from edge.export.infer import core\n"
+        "from edge.infer import core\n"
         "def run():\n"
         "    x = ops.parameter([1, 4], ov.Type.f32)\n"
         "    model = ov.Model([ops.result(ops.relu(x))], [x], 'm')\n"

@@ -1,0 +1,35 @@
+"""How a model is put on a device: everything that may differ between two ways of loading the same IR. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Precision = Literal["chosen", "guilty nodes", "f32"]
+"""Which arithmetic: as `properties` and the plugin have it, the nodes that overflow f16 in f32, or all in f32."""
+Sparse = Literal["trishape", "xattention"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One way to load a model.
+
+    Args:
+        device: as `devices.resolve` gives it: CPU, GPU, GPU.n, NPU or HETERO:GPU,CPU.
+        properties: of the OpenVINO plugin, over the device's own defaults; None leaves one to the plugin.
+        precision: the next safer one is taken where a device computes wrongly.
+        context: tokens of prompt and answer together that there is room for; None: what the model reads.
+        rehearse: run the NPU's fixed shapes on the CPU (device NPU alone).
+        sparse: leave out parts of the attention while a long prompt is read; costs quality.
+        evict_beyond: tokens of a conversation kept in the cache; the least used above are forgotten, which
+            costs quality. None keeps all.
+    """
+
+    device: str
+    properties: Mapping[str, Any] = field(default_factory=dict)
+    precision: Precision = "chosen"
+    context: int | None = None
+    rehearse: bool = False
+    sparse: Sparse | None = None
+    evict_beyond: int | None = None

@@ -261,7 +261,9 @@ class _FixedAttention(nn.Module):
         keys, values = self.keys, self.values
         seen = torch.arange(keys.shape[2], device=keys.device) <= position
         if self.kind == "sdpa":
-            return functional.scaled_dot_product_attention(query, keys, values, seen[None, None, None], scale=self.scaling)
+            return functional.scaled_dot_product_attention(
+                query, keys, values, seen[None, None, None], scale=self.scaling
+            )
         if self.kind == "flex":
             from torch.nn.attention.flex_attention import flex_attention
 

@@ -136,7 +136,7 @@ class Decoder:
                 self._restart()
                 self._run_step()
             else:
-                stream = torch.cuda.Stream()
+                stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
                 stream.wait_stream(torch.cuda.current_stream())
                 with torch.cuda.stream(stream):
                     for _ in range(3):
@@ -218,6 +218,9 @@ def _with_attention(layer: Any, capacity: int, kind: Attention) -> nn.Module:
 class _FixedAttention(nn.Module):
     """Attention over a cache of `capacity` positions, for one position or a whole prompt from position 0."""
 
+    keys: Tensor
+    values: Tensor
+
     def __init__(self, theirs: Any, capacity: int, kind: Attention) -> None:
         super().__init__()
         config = theirs.config
@@ -236,12 +239,13 @@ class _FixedAttention(nn.Module):
     ) -> tuple[Tensor, None]:
         """Hidden states [1, S, hidden] → [1, S, hidden]; keys and values go to their positions in the cache."""
         count = hidden_states.shape[1]
-        stacked = functional.linear(hidden_states, self.weight)
-        if self.bias is not None:  # apart: Inductor has a reduction for the product alone
-            stacked = stacked + self.bias
+        if count == 1 and self.bias is not None:  # apart: Inductor has a reduction for the product alone
+            stacked = functional.linear(hidden_states, self.weight) + self.bias
+        else:
+            stacked = functional.linear(hidden_states, self.weight, self.bias)
         sizes = [heads * self.size for heads in (self.heads, self.kv_heads, self.kv_heads)]
         query, key, value = (
-            part.view(1, count, -1, self.size).transpose(1, 2) for part in stacked.split(sizes, dim=-1)
+            part.view(1, count, -1, self.size).transpose(1, 2) for part in torch.split(stacked, sizes, dim=-1)
         )
         query, key = self.rotate(query, key, *position_embeddings)
         self.keys.index_copy_(2, position_ids[0], key)
@@ -297,7 +301,7 @@ def _stacked(theirs: Any) -> tuple[nn.Parameter, nn.Parameter | None]:
         whole = pieces[0].data
         if not _are_rows_of_one([piece.data for piece in pieces]):
             whole = torch.cat([piece.data for piece in pieces])
-            for piece, rows in zip(pieces, whole.split([len(piece) for piece in pieces]), strict=True):
+            for piece, rows in zip(pieces, torch.split(whole, [len(piece) for piece in pieces]), strict=True):
                 piece.data = rows
         else:
             whole = whole.as_strided((sum(len(piece) for piece in pieces), *whole.shape[1:]), whole.stride())

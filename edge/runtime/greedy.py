@@ -189,6 +189,28 @@ class Decoder:
         self._tokens.index_copy_(0, self._position, token)
 
 
+def open_decoder(model: Any, capacity: int, how: Fast) -> tuple[Decoder, Fast, str | None]:
+    """A decoder that is prepared; where `how` does not run here, one without a compiler, and the reason.
+
+    Returns: the decoder, how it works, and why not as asked for (None: as asked for).
+    """
+    plain = Fast(compiled="nothing", attention="sdpa")
+    try:
+        decoder = Decoder(model, capacity, how)
+        decoder.prepare()
+        return decoder, how, None
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception as error:  # no C compiler, no Triton, a GPU too old: each fails in its own way
+        if how == plain:
+            raise
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        torch._dynamo.reset()
+    decoder = Decoder(model, capacity, plain)
+    decoder.prepare()
+    return decoder, plain, reason
+
+
 _INDUCTOR: dict[str, dict[str, Any]] = {
     # with it, Inductor writes a matrix times one vector as a reduction of its own, and tunes it
     "triton": {"coordinate_descent_tuning": True},

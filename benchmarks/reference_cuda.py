@@ -110,7 +110,9 @@ def _gpu(args: argparse.Namespace, result: dict[str, Any], save: Callable[[], No
         result["gpu"]["floor_tokens_per_s"] = round(result["gpu"]["read_gb_per_s"] * 1e9 / read, 1)
         say(f"{result['gpu']}")
     say(f"{spec.parameter_count() / 1e9:.2f} billion random weights …")
-    weights = reference.Weights(spec.transformers_config(), synthetic.tensors(spec), len(spec.tensor_shapes()), spec.parameter_count())
+    weights = reference.Weights(
+        spec.transformers_config(), synthetic.tensors(spec), len(spec.tensor_shapes()), spec.parameter_count()
+    )
     model = reference.load(weights, args.device, "bf16")
     result["load_s"] = round(time.perf_counter() - began, 1)
     prompt = np.random.default_rng(1).integers(0, spec.vocab_size, args.prompt).tolist()

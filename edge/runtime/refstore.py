@@ -139,9 +139,7 @@ class Reference:
         from safetensors import SafetensorError, safe_open
 
         if not path.is_file():
-            raise ModelError(
-                f"there is no reference {path}", hint="Make one with: glm4-edge reference CHECKPOINT FILE"
-            )
+            raise ModelError(f"there is no reference {path}", hint="Make one with: glm4-edge reference CHECKPOINT FILE")
         try:
             with safe_open(path, "numpy") as file:
                 text = (file.metadata() or {}).get(_KEY)

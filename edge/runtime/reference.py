@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -53,6 +54,18 @@ class Answers:
     positions: list[refstore.Positions]
     decoding: dict[str, Any]
     """How it was decoded and, under `fallback`, why not faster."""
+
+
+def choose(device: str | None, dtype: Dtype | None) -> tuple[str, Dtype]:
+    """Device and number format for what the user left open: CUDA where there is one, bf16 there and f32 on the CPU.
+
+    Raises:
+        DeviceError: PyTorch knows no such device.
+    """
+    chosen = (device or ("cuda" if torch.cuda.is_available() else "cpu")).lower()
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", chosen):
+        raise DeviceError(f"'{device}' is no device of the reference", hint="Here you can choose cpu, cuda or cuda:n.")
+    return chosen, dtype or ("f32" if chosen == "cpu" else "bf16")
 
 
 def load(weights: Weights, device: str, dtype: Dtype, progress: Progress = lambda stage, done, total: None) -> Any:
@@ -193,11 +206,11 @@ def _check_memory(parameters: int, device: str, dtype: Dtype) -> None:
     needed = parameters * TORCH_TYPES[dtype].itemsize
     if device == "cpu":
         free = psutil.virtual_memory().available
-    elif torch.cuda.is_available():
+    elif torch.cuda.is_available() and int(device.partition(":")[2] or 0) < torch.cuda.device_count():
         free = torch.cuda.mem_get_info(device)[0]
     else:
         raise DeviceError(
-            f"PyTorch {torch.__version__} finds no CUDA device here",
+            f"PyTorch {torch.__version__} finds no device {device} here",
             hint="Use --device cpu, or install a PyTorch built for CUDA and the NVIDIA driver.",
         )
     if needed > free:

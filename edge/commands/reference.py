@@ -62,7 +62,9 @@ def reference(
     unlike, answered = sum(entry.unlike_forced for entry in about.entries), new + len(about.entries)
     positions = sum(len(numbers.log_sum_exp) for numbers in made.positions)
     click.echo(f"{file}: {len(about.entries)} prompts, {positions:,} positions, {file.stat().st_size / 1e6:.1f} MB")
-    say(f"{about.checkpoint.model} in {about.dtype} on {about.machine['gpu'] or about.machine['cpu']}")
+    say(
+        f"{about.checkpoint.model} in {about.dtype} on {(about.machine['gpu'] or {}).get('name', about.machine['cpu'])}"
+    )
     if new:
         say(f"decode {new / spent:.1f} tokens/s")
     if about.decoding["fallback"]:

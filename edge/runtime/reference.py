@@ -13,6 +13,7 @@ import re
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -152,13 +153,20 @@ def answer(
 def machine(device: str) -> dict[str, Any]:
     """What the numbers were made on."""
     found: dict[str, Any] = {
-        "cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(),
+        "cpu": _cpu_name(), "cores": os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total, "gpu": None,
     }  # fmt: skip
     if device != "cpu":
         gpu = torch.cuda.get_device_properties(device)
         found["gpu"] = {"name": gpu.name, "memory_bytes": gpu.total_memory, "cuda": torch.version.cuda}
     return found
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")  # Python's own answer on Linux is the architecture
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
 
 def versions() -> dict[str, str]:

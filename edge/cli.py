@@ -15,6 +15,8 @@ import click
 from edge import __version__
 from edge.commands.chat import chat, ui
 from edge.commands.export import export
+from edge.commands.parity import parity
+from edge.commands.reference import reference
 from edge.commands.verify import verify
 from edge.errors import EdgeError
 from edge.report import say
@@ -39,7 +41,7 @@ def cli() -> None:
     """
 
 
-for command in (export, verify, chat, ui):
+for command in (export, verify, chat, ui, reference, parity):
     cli.add_command(command)
 
 

@@ -26,6 +26,7 @@ def run(out: Path, *more: str) -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def tiny_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(synthetic.SHAPES, "tiny", TINY)
+    monkeypatch.setattr(synthetic, "_TILE", 1 << 16)
 
 
 def test_roads_are_measured_beside_eager(tmp_path: Path) -> None:

@@ -52,7 +52,11 @@ class PrefixMemory:
         prompt = tuple(token_ids)
         alike = [(len(read), _alike(prompt, read)) for read in self._read]
         whole = max((same // self._block for _, same in alike), default=0)
-        ends = [length for length, same in alike if same == length and length // self._block == whole and length % self._block]
+        ends = [
+            length
+            for length, same in alike
+            if same == length and length // self._block == whole and length % self._block
+        ]
         return min(min(ends, default=whole * self._block), len(prompt) - 1)
 
     def add(self, token_ids: Sequence[int], found: int = 0) -> None:

@@ -31,7 +31,7 @@ ONLY = {
     "nncf": {"export/compress.py"},
     "openvino_tokenizers": {"export/tokenize.py", "export/whole_pieces.py"},
     "openvino_telemetry": set(),
-    "torch": {"runtime/reference.py", "runtime/greedy.py", "commands/reference.py"},  # the extra "reference"
+    "torch": {"runtime/reference.py", "runtime/greedy.py"},  # the extra "reference"
     "gradio": {"ui/web.py"},
 }
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--prompts", type=click.Path(dir_okay=False, exists=True, path_type=Path), metavar="FILE",
               help='Prompts of yours: lines like {"id": "q1", "language": "en", "text": "Why?", "chat": true} in a '
-              ".jsonl, or a plain text, which is read in pieces of 1,024 tokens. Left out: 18 prompts shipped.")  # fmt: skip
+              ".jsonl, or a plain text, which is read in pieces of 1,024 tokens. Left out: those shipped.")  # fmt: skip
 @click.option("--device", default=None, help="cpu, cuda or cuda:n; left out, cuda where there is one.")
 @click.option("--dtype", type=click.Choice(("bf16", "f32")), help="Left out: bf16 on CUDA, f32 on the CPU.")
 @click.option("--max-new-tokens", type=click.IntRange(1), default=64, show_default=True, help="Longest answer.")
@@ -62,7 +62,9 @@ def reference(
     unlike, answered = sum(entry.unlike_forced for entry in about.entries), new + len(about.entries)
     positions = sum(len(numbers.log_sum_exp) for numbers in made.positions)
     click.echo(f"{file}: {len(about.entries)} prompts, {positions:,} positions, {file.stat().st_size / 1e6:.1f} MB")
-    say(f"{about.checkpoint.model} in {about.dtype} on {about.machine['gpu'] or about.machine['cpu']}")
+    say(
+        f"{about.checkpoint.model} in {about.dtype} on {(about.machine['gpu'] or {}).get('name', about.machine['cpu'])}"
+    )
     if new:
         say(f"decode {new / spent:.1f} tokens/s")
     if about.decoding["fallback"]:
@@ -84,19 +86,19 @@ def _make(
     from edge.errors import MissingExtraError
 
     try:
-        import torch  # before transformers, which looks for it once
+        from edge.runtime import reference as runs  # first: transformers looks for PyTorch once
     except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
         raise MissingExtraError("torch", "reference") from error
     import datetime
 
     from edge import __version__
     from edge.export.digests import Digests
-    from edge.export.pipeline import files_read
     from edge.model import hub, tokenizer
     from edge.model.checkpoint import Checkpoint
     from edge.model.spec import GlmSpec
     from edge.runtime import prompts as sets
-    from edge.runtime import reference as runs
     from edge.runtime import refstore
 
     texts = sets.shipped() if prompts is None else sets.read(prompts)
@@ -108,15 +110,14 @@ def _make(
     tokenizer.require(located.folder)
     checkpoint = Checkpoint(located.folder)
     spec = checkpoint.spec
-    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    number = dtype or ("f32" if chosen == "cpu" else "bf16")
+    chosen, number = runs.choose(device, dtype)
     progress("reading the tokenizer", 0, 0)
     prompt_set = sets.encode(texts, tokenizer.load(located.folder))
     stop_ids = tokenizer.stop_ids(located.folder, spec)
     weights = runs.Weights(
         spec.transformers_config(), checkpoint.tensors(), len(spec.tensor_shapes()), spec.parameter_count()
     )
-    with Digests(files_read(located.folder, checkpoint), ahead=sys.maxsize) as digests:
+    with Digests(checkpoint.files(), ahead=sys.maxsize) as digests:
         loaded = runs.load(weights, chosen, number, progress)
         answers = runs.answer(
             loaded, prompt_set, max_new_tokens=max_new_tokens, top_k=top_k, stop_ids=stop_ids, progress=progress

@@ -37,8 +37,6 @@ from edge.model.spec import GlmSpec, read_json
 # Kept beside the IR so that the folder also serves transformers, optimum-intel and GenAI.
 _COMPANIONS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
                "special_tokens_map.json", "chat_template.jinja")  # fmt: skip
-_READ = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
-         "chat_template.jinja")  # fmt: skip
 _PARTS, _SPENT = "parts", "parts-spent"
 _FULL_BYTES = 64_000_000  # a write of OpenVINO's that fails with less than this left failed for want of it
 _WORTH_KEEPING = 1_000_000_000  # parameters; about half a minute of work
@@ -160,13 +158,8 @@ def run(job: Job, progress: Progress) -> manifest.Manifest:
     Raises:
         VerificationError: the result did not prove right; `job.out` is as it was before.
     """
-    with Digests(files_read(job.located.folder, job.checkpoint)) as digests:
+    with Digests(job.checkpoint.files()) as digests:
         return _run(job, digests, progress)
-
-
-def files_read(folder: Path, checkpoint: Checkpoint) -> list[Path]:
-    """Of a checkpoint's folder those that decide what the model says; `edge.json` keeps their digests."""
-    return [folder / name for name in _READ if (folder / name).is_file()] + checkpoint.shards
 
 
 def _run(job: Job, digests: Digests, progress: Progress) -> manifest.Manifest:

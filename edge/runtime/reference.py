@@ -9,9 +9,11 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -53,6 +55,18 @@ class Answers:
     positions: list[refstore.Positions]
     decoding: dict[str, Any]
     """How it was decoded and, under `fallback`, why not faster."""
+
+
+def choose(device: str | None, dtype: Dtype | None) -> tuple[str, Dtype]:
+    """Device and number format for what the user left open: CUDA where there is one, bf16 there and f32 on the CPU.
+
+    Raises:
+        DeviceError: PyTorch knows no such device.
+    """
+    chosen = (device or ("cuda" if torch.cuda.is_available() else "cpu")).lower()
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", chosen):
+        raise DeviceError(f"'{device}' is no device of the reference", hint="Here you can choose cpu, cuda or cuda:n.")
+    return chosen, dtype or ("f32" if chosen == "cpu" else "bf16")
 
 
 def load(weights: Weights, device: str, dtype: Dtype, progress: Progress = lambda stage, done, total: None) -> Any:
@@ -139,13 +153,20 @@ def answer(
 def machine(device: str) -> dict[str, Any]:
     """What the numbers were made on."""
     found: dict[str, Any] = {
-        "cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(),
+        "cpu": _cpu_name(), "cores": os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total, "gpu": None,
     }  # fmt: skip
     if device != "cpu":
         gpu = torch.cuda.get_device_properties(device)
         found["gpu"] = {"name": gpu.name, "memory_bytes": gpu.total_memory, "cuda": torch.version.cuda}
     return found
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")  # Python's own answer on Linux is the architecture
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
 
 def versions() -> dict[str, str]:
@@ -193,11 +214,11 @@ def _check_memory(parameters: int, device: str, dtype: Dtype) -> None:
     needed = parameters * TORCH_TYPES[dtype].itemsize
     if device == "cpu":
         free = psutil.virtual_memory().available
-    elif torch.cuda.is_available():
+    elif torch.cuda.is_available() and int(device.partition(":")[2] or 0) < torch.cuda.device_count():
         free = torch.cuda.mem_get_info(device)[0]
     else:
         raise DeviceError(
-            f"PyTorch {torch.__version__} finds no CUDA device here",
+            f"PyTorch {torch.__version__} finds no device {device} here",
             hint="Use --device cpu, or install a PyTorch built for CUDA and the NVIDIA driver.",
         )
     if needed > free:

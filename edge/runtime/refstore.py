@@ -103,7 +103,7 @@ class Reference:
         Raises:
             OutputError: it cannot be written.
         """
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
         def joined(name: str, dtype: Any) -> NDArray[Any]:
             return np.concatenate([getattr(one, name) for one in self.positions]).astype(dtype)
@@ -119,7 +119,7 @@ class Reference:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                save_file(tensors, beside, {_KEY: self.about.model_dump_json()})
+                beside.write_bytes(save(tensors, {_KEY: self.about.model_dump_json()}))  # save_file's is ours alone
                 beside.replace(path)
             finally:
                 beside.unlink(missing_ok=True)

@@ -17,6 +17,7 @@ from edge.manifest import MODEL_FILE, Manifest
 AUTO = "AUTO"
 _PLACE = r"(CPU|GPU(\.\d+)?|NPU)"
 _KNOWN = re.compile(rf"{_PLACE}|AUTO|HETERO:{_PLACE}(,{_PLACE})+")
+_PRECISION = re.compile(r"[BN]?FP?\d+(_\w+)?|INT\d+")
 # Weights are repacked at the first inference, beside what the file holds: 9.9 GB resident for an IR of 5.4 GB.
 _CPU_MEMORY = 1.83
 
@@ -41,17 +42,16 @@ def ask(device: str, name: str) -> Any:
         return None
 
 
-def parse(device: str) -> str:
+def parse(device: str, present: Sequence[str] = ("CPU", "GPU", "NPU")) -> str:
     """What the user wrote, as it is written elsewhere: CPU, GPU, GPU.n, NPU, AUTO or HETERO:A,B.
 
     Raises:
-        DeviceError: it is none of these.
+        DeviceError: it is none of these; names those `present`.
     """
     name = "".join(device.split()).upper()
     if not _KNOWN.fullmatch(name):
-        raise DeviceError(
-            f"'{device}' is no device", hint="Devices are AUTO, CPU, GPU, GPU.0 and so on, NPU, and HETERO:GPU,CPU."
-        )
+        hetero = f", or several as HETERO:{','.join(present)}" if len(present) > 1 else ""
+        raise DeviceError(f"'{device}' is no device", hint=f"Here you can choose {', '.join(present)} or AUTO{hetero}.")
     return name
 
 
@@ -77,7 +77,8 @@ def resolve(
     Raises:
         DeviceError: there is no such device here; names those there are.
     """
-    name, present = parse(device), list(devices())
+    present = list(devices())
+    name = parse(device, present)
     if name != AUTO:
         require(name, present)
         return name
@@ -101,7 +102,7 @@ def require(device: str, present: Sequence[str]) -> None:
 def automatic(manifest: Manifest | None, present: Sequence[str]) -> list[str]:
     """What AUTO may choose, the best first."""
     order = ["NPU", "GPU", "CPU"] if manifest is not None and manifest.target == "npu" else ["GPU", "CPU"]
-    return [name for name in order if has(present, name)]
+    return [name for kind in order for name in present if name.split(".")[0] == kind]
 
 
 def has(present: Sequence[str], name: str) -> bool:
@@ -204,7 +205,8 @@ def _facts(device: str, ask: Ask, absent: str | None) -> DeviceFacts:
             free = total - used
     return DeviceFacts(
         device, ask(device, "FULL_DEVICE_NAME"), _driver(device, ask), total, free,
-        tuple(str(item) for item in ask(device, "OPTIMIZATION_CAPABILITIES") or ()), absent,
+        tuple(item for item in map(str, ask(device, "OPTIMIZATION_CAPABILITIES") or ()) if _PRECISION.fullmatch(item)),
+        absent,
     )  # fmt: skip
 
 

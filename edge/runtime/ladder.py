@@ -100,7 +100,8 @@ def _devices(
 
     if wanted.device == devices.AUTO:
         return "", legal(devices.automatic(manifest, present))
-    later = [] if wanted.rehearse else [name for name in _after(wanted.device) if devices.has(present, name)]
+    after = [] if wanted.rehearse else _after(wanted.device)
+    later = [name for kind in after for name in present if name.split(".")[0] == kind]
     refused = illegal(wanted.device)
     try:
         if not wanted.rehearse:  # that runs on the CPU

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edge.errors import DeviceError, EdgeError, ModelError, ResourceError
 from edge.manifest import Manifest
 from edge.messages import Progress
-from edge.runtime import devices, ladder, trial
+from edge.runtime import devices, ladder
+from edge.runtime import trial as trials
 from edge.runtime.choices import Choices, Kept
 from edge.runtime.settings import Settings
 
@@ -49,7 +51,7 @@ def open_model(
     fallback: bool = True,
     check: Callable[[Engine], Finding] | None = None,
     load: Callable[[Path, Settings], Engine] = _load,
-    attempt: Callable[..., trial.Outcome] = trial.run,
+    trial: Callable[..., trials.Outcome] = trials.run,
     say: Callable[[str], None] = lambda line: None,
     progress: Progress = lambda stage, done, total: None,
     present: Callable[[], Sequence[str]] = devices.available,
@@ -67,7 +69,7 @@ def open_model(
         fallback: take more precision or another device where the wanted one fails; without it, only more precision.
         check: looks at the numbers of the loaded model; None looks at nothing.
         load: see `Engine.load`.
-        attempt: see `trial.run`.
+        trial: see `trial.run`.
         say: takes one line for every fallback, with its reason.
         present: gives the devices that are there.
         choices: what is known from earlier.
@@ -88,25 +90,21 @@ def open_model(
         kept=lambda settings: _known_failure(known, folder, settings),
         illegal=lambda device: illegal(device, manifest, folder),
     )
-    return _Climb(folder, fallback, check, load, attempt, say, progress, known).down(wanted, ways)
+    return _Way(folder, fallback, check, load, trial, say, progress, known).down(wanted, ways)
 
 
-class _Climb:
-    """One walk down the ladder."""
+@dataclass(frozen=True)
+class _Way:
+    """Down the ladder, with what `open_model` was given."""
 
-    def __init__(
-        self,
-        folder: Path,
-        fallback: bool,
-        check: Callable[[Engine], Finding] | None,
-        load: Callable[[Path, Settings], Engine],
-        attempt: Callable[..., trial.Outcome],
-        say: Callable[[str], None],
-        progress: Progress,
-        choices: Choices,
-    ) -> None:
-        self._folder, self._fallback, self._check, self._load = folder, fallback, check, load
-        self._attempt, self._say, self._progress, self._choices = attempt, say, progress, choices
+    folder: Path
+    fallback: bool
+    check: Callable[[Engine], Finding] | None
+    load: Callable[[Path, Settings], Engine]
+    trial: Callable[..., trials.Outcome]
+    say: Callable[[str], None]
+    progress: Progress
+    choices: Choices
 
     def down(self, wanted: Settings, ways: Sequence[ladder.Candidate]) -> Engine:
         failures: list[tuple[str, EdgeError]] = []
@@ -115,79 +113,74 @@ class _Climb:
         for settings, known in ways:
             if settings.device in given_up:
                 continue
+            here = ladder.label(settings)
             if why or known:
-                self._say(f"{before} → {ladder.label(settings)}: {why or known}")
+                self.say(f"{before} → {here}: {why or known}")
             try:
                 return self._open(settings)
-            except _Wrong as wrong:
-                error: EdgeError = wrong.error
-            except _OF_THE_DEVICE as error_of_device:
-                error = error_of_device
-                if settings.precision == "chosen":  # more precision is no help where nothing loads
-                    given_up.add(settings.device)
-            before, why = ladder.label(settings), error.message
-            failures.append((before, error))
-        if len(failures) == 1 or not self._fallback:
+            except _OF_THE_DEVICE as error:
+                if settings.precision == "chosen" and not isinstance(error, _WrongNumbersError):
+                    given_up.add(settings.device)  # more precision is no help where nothing loads
+                before, why = here, error.message
+                failures.append((here, error))
+        if len(failures) == 1 or not self.fallback:
             raise failures[0][1]
-        raise DeviceError(
-            f"no device here can run {self._folder}: " + "; ".join(f"{way}: {fault}" for way, fault in (
-                (way, fault.message) for way, fault in failures)),
-            hint=failures[-1][1].hint,
-        )  # fmt: skip
+        told = "; ".join(f"{way}: {error.message}" for way, error in failures)
+        raise DeviceError(f"no device here can run {self.folder}: {told}", hint=failures[-1][1].hint)
 
     def _open(self, settings: Settings) -> Engine:
         """The model loaded so; what comes of it is kept."""
-        earlier = self._choices.get(self._folder, settings)
-        crashed = self._choices.crashed(self._folder, settings)
-        if crashed or (settings.device != "CPU" and (earlier is None or not earlier.ok)):
-            outcome = self._attempt(self._folder, settings, progress=self._progress)
-            self._choices.forget_crash(self._folder, settings)
-            if outcome.error is not None:
-                self._keep_failure(settings, outcome.error, lasting=outcome.lasting)
-                raise outcome.error
-        with self._choices.trying(self._folder, settings):
-            try:
-                self._progress(f"loading {self._folder.name} on {ladder.label(settings)}", 0, 0)
-                engine = self._load(self._folder, settings)
+        earlier = self.choices.get(self.folder, settings)
+        proven = settings.device == "CPU" or (earlier is not None and earlier.ok)
+        try:
+            if not proven or self.choices.crashed(self.folder, settings):
+                self._try(settings)
+            with self.choices.trying(self.folder, settings):
+                self.progress(f"loading {self.folder.name} on {ladder.label(settings)}", 0, 0)
+                engine = self.load(self.folder, settings)
                 figures = self._checked(engine, settings)
-            except _Wrong as wrong:
-                self._keep_failure(settings, wrong.error, lasting=True)
-                raise
-            except _OF_THE_DEVICE as error:
-                self._keep_failure(settings, error, lasting=False)
-                raise
+        except _OF_THE_DEVICE as error:
+            lasting = isinstance(error, _WrongNumbersError | _CrashedError)
+            self.choices.keep(self.folder, settings, Kept(False, error.message, lasting=lasting))
+            raise
         if earlier is None or not earlier.ok or (figures is not None and not earlier.checked):
             kept = Kept(True, checked=figures is not None, figures=dict(figures or {}))
-            self._choices.keep(self._folder, settings, kept)
+            self.choices.keep(self.folder, settings, kept)
         return engine
+
+    def _try(self, settings: Settings) -> None:
+        outcome = self.trial(self.folder, settings, progress=self.progress)
+        self.choices.forget_crash(self.folder, settings)
+        if outcome.error is not None:
+            if outcome.lasting:
+                raise _CrashedError(outcome.error.message, hint=outcome.error.hint)
+            raise outcome.error
 
     def _checked(self, engine: Engine, settings: Settings) -> Mapping[str, Any] | None:
         """Figures of the check, None where there is none; the engine is closed if it does not pass."""
-        if self._check is None:
+        if self.check is None:
             return None
+        here = ladder.label(settings)
         try:
-            self._progress(f"checking the numbers of {ladder.label(settings)}", 0, 0)
-            finding = self._check(engine)
+            self.progress(f"checking the numbers of {here}", 0, 0)
+            finding = self.check(engine)
             if not finding.ok:
-                raise _Wrong(settings, finding)
+                raise _WrongNumbersError(
+                    f"{here} computes wrongly: {finding.reason or 'no reason given'}",
+                    hint="Update the device's driver, or choose another device.",
+                )
         except BaseException:
             engine.close()
             raise
         return finding.figures
 
-    def _keep_failure(self, settings: Settings, error: EdgeError, *, lasting: bool) -> None:
-        self._choices.keep(self._folder, settings, Kept(False, error.message, lasting=lasting))
+
+class _WrongNumbersError(DeviceError):
+    """The device computes, but wrongly."""
 
 
-class _Wrong(Exception):
-    """The device computes wrongly."""
-
-    def __init__(self, settings: Settings, finding: Finding) -> None:
-        self.error = DeviceError(
-            f"{ladder.label(settings)} computes wrongly: {finding.reason or 'no reason given'}",
-            hint="Update the device's driver, or choose another device.",
-        )
-        super().__init__(self.error.message)
+class _CrashedError(DeviceError):
+    """Loading the model ended the process that tried it."""
 
 
 def _known_failure(choices: Choices, folder: Path, settings: Settings) -> str | None:

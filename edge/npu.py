@@ -10,13 +10,12 @@ from typing import Any
 
 from edge.errors import ContextError
 
+GROUP = 64
+"""Weights that share a scale are a multiple of this, or a whole row: the road to the NPU unpacks so many at a time."""
 MAX_PROMPT_LEN = 1024
 """Tokens a prompt may have, the whole conversation included: OpenVINO's default."""
 MIN_RESPONSE_LEN = 128
 """Tokens that the answer always has room for: OpenVINO's default."""
-GROUP = 64
-"""Weights that share a scale are a multiple of this, or a whole row: the road to the NPU unpacks so many at a time."""
-
 REHEARSED = "on the CPU, not on NPU hardware"
 """What has to stand beside every result of a rehearsal."""
 

@@ -200,7 +200,8 @@ def main() -> None:
 
 
 def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
+    while os.read(0, 1024):  # not sys.stdin, whose lock would be held while the interpreter goes down
+        pass
     os._exit(1)
 
 

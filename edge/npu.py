@@ -16,6 +16,7 @@ MAX_PROMPT_LEN = 1024
 """Tokens a prompt may have, the whole conversation included: OpenVINO's default."""
 MIN_RESPONSE_LEN = 128
 """Tokens that the answer always has room for: OpenVINO's default."""
+
 REHEARSED = "on the CPU, not on NPU hardware"
 """What has to stand beside every result of a rehearsal."""
 

@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
+from pydantic import AwareDatetime, TypeAdapter, ValidationError
 
 from edge.errors import OutputError
 from edge.files import home, write_text
@@ -25,7 +26,6 @@ from edge.manifest import FILE_NAME, MODEL_FILE
 from edge.runtime import devices
 from edge.runtime.settings import Settings
 
-_FORMAT = 1
 _PASSING = timedelta(days=1)
 """How long a failure is believed that may have had a passing cause, such as too little memory."""
 
@@ -44,7 +44,7 @@ class Key:
     @property
     def name(self) -> str:
         """Short, and as good as unique."""
-        return digest(json.dumps(dataclasses.asdict(self), sort_keys=True, default=str))
+        return digest(json.dumps(dataclasses.asdict(self), sort_keys=True))
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class Kept:
     Args:
         ok: it loaded, and where there was a check, passed it.
         reason: why not, a sentence without a full stop.
+        loaded: it loaded, whatever the check said.
         checked: its numbers were looked at.
         figures: of the check.
         lasting: whether a failure is believed until the IR, the driver or a version changes; else for a day.
@@ -62,10 +63,22 @@ class Kept:
 
     ok: bool
     reason: str | None = None
+    loaded: bool = True
     checked: bool = False
     figures: dict[str, Any] = field(default_factory=dict)
     lasting: bool = True
-    when: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
+    when: AwareDatetime = field(default_factory=lambda: datetime.now(timezone.utc))
+
+
+@dataclass(frozen=True)
+class _File:
+    format: Literal[1]
+    folder: str
+    key: Key
+    kept: Kept
+
+
+_FILE = TypeAdapter(_File)
 
 
 def key(folder: Path, settings: Settings, ask: devices.Ask = devices.ask) -> Key:
@@ -76,7 +89,8 @@ def key(folder: Path, settings: Settings, ask: devices.Ask = devices.ask) -> Key
     """
     told = dataclasses.asdict(dataclasses.replace(settings, properties=dict(settings.properties)))
     device = "CPU" if settings.rehearse else settings.device
-    return Key(ir_digest(folder), settings.device, devices.identity(device, ask), versions(), told)
+    plain = json.loads(json.dumps(told, default=str))  # whatever a property's value may be
+    return Key(ir_digest(folder), settings.device, devices.identity(device, ask), versions(), plain)
 
 
 def ir_digest(folder: Path) -> str:
@@ -115,15 +129,12 @@ class Choices:
     def get(self, folder: Path, settings: Settings) -> Kept | None:
         """What is known of loading `folder` so, if it still counts."""
         found = _read(self._path(folder, settings))
-        return found[1] if found is not None and self._counts(found[1]) else None
+        return found.kept if found is not None and self._counts(found.kept) else None
 
     def keep(self, folder: Path, settings: Settings, kept: Kept) -> None:
         """Write it down. A cache that cannot be written only costs the next start its time."""
         own = key(folder, settings, self._ask)
-        content = {
-            "format": _FORMAT, "folder": str(folder), **dataclasses.asdict(own),
-            **dataclasses.asdict(kept), "when": kept.when.isoformat(timespec="seconds"),
-        }  # fmt: skip
+        content = dataclasses.asdict(_File(1, str(folder), own, kept))
         with contextlib.suppress(OutputError):
             write_text(self._folder / f"{own.name}.json", json.dumps(content, indent=2, default=str) + "\n")
 
@@ -133,13 +144,11 @@ class Choices:
         found = []
         for path in self._folder.glob("*.json"):
             read = _read(path)
-            if read is None or not self._counts(read[1]):
+            if read is None or not self._counts(read.kept) or read.key.settings.get("rehearse"):
                 continue
-            parts = read[0]
-            if (parts.ir, parts.identity, parts.versions) == (wanted.ir, wanted.identity, wanted.versions) and (
-                not parts.settings.get("rehearse")
-            ):
-                found.append(read[1])
+            its = read.key
+            if (its.ir, its.identity, its.versions) == (wanted.ir, wanted.identity, wanted.versions):
+                found.append(read.kept)
         return sorted(found, key=lambda kept: kept.when, reverse=True)
 
     def failed(self, folder: Path, present: list[str]) -> dict[str, str]:
@@ -186,18 +195,11 @@ class Choices:
         return kept.ok or kept.lasting or self._now() - kept.when < _PASSING
 
 
-def _read(path: Path) -> tuple[Key, Kept] | None:
+def _read(path: Path) -> _File | None:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] != _FORMAT:
-            return None
-        own = Key(**{each.name: content[each.name] for each in dataclasses.fields(Key)})
-        parts = {each.name: content[each.name] for each in dataclasses.fields(Kept)}
-        kept = Kept(**{**parts, "when": datetime.fromisoformat(parts["when"])})
-        kept.when - datetime.now(timezone.utc)  # a time without its zone is damage, too
-    except (OSError, ValueError, KeyError, TypeError):
+        return _FILE.validate_json(path.read_bytes())
+    except (OSError, ValidationError):
         return None
-    return own, kept
 
 
 def _alive(mark: Path) -> bool:

@@ -37,8 +37,17 @@ class Candidate(NamedTuple):
     why: str
 
 
-Kept = Callable[[Settings], "str | None"]
-"""Why an earlier attempt with these settings failed, a sentence; None where it is not known to have failed."""
+class Failure(NamedTuple):
+    """What an earlier attempt came to."""
+
+    why: str
+    """A sentence without a full stop."""
+    loaded: bool
+    """The model loaded, and its numbers were wrong: more precision may mend that."""
+
+
+Known = Callable[[Settings], "Failure | None"]
+"""How an earlier attempt with these settings failed; None where it is not known to have failed."""
 
 
 def candidates(
@@ -47,7 +56,7 @@ def candidates(
     present: Sequence[str],
     *,
     fallback: bool = True,
-    kept: Kept = lambda settings: None,
+    kept: Known = lambda settings: None,
     illegal: Callable[[str], str | None] = lambda device: None,
 ) -> list[Candidate]:
     """The ways to load a model, the wanted one first, but without those that are known to fail.
@@ -71,17 +80,24 @@ def candidates(
     known: list[Candidate] = []
     why = first
     for device in chain:
+        given_up = False
         for precision in _precisions(wanted, device, manifest):
             settings = _for(wanted, device, precision)
             every.append(Candidate(settings, "" if every else first))
             failed = kept(settings) if trusting else None
-            if failed is None:
+            if failed is not None:
+                why = why or failed.why
+                given_up = given_up or gives_up(settings, loaded=failed.loaded)
+            elif not given_up:
                 known.append(Candidate(settings, why))
                 why = ""
-            else:
-                why = why or failed
     chosen = known or every
     return chosen if fallback else [each for each in chosen if each.settings.device == chosen[0].settings.device]
+
+
+def gives_up(settings: Settings, *, loaded: bool) -> bool:
+    """Whether a failure says that the device's other precisions need not be tried: they help no model to load."""
+    return not loaded and settings.precision == "chosen"
 
 
 def label(settings: Settings) -> str:

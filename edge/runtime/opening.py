@@ -119,8 +119,8 @@ class _Way:
             try:
                 return self._open(settings)
             except _OF_THE_DEVICE as error:
-                if settings.precision == "chosen" and not isinstance(error, _WrongNumbersError):
-                    given_up.add(settings.device)  # more precision is no help where nothing loads
+                if ladder.gives_up(settings, loaded=isinstance(error, _WrongNumbersError)):
+                    given_up.add(settings.device)
                 before, why = here, error.message
                 failures.append((here, error))
         if len(failures) == 1 or not self.fallback:
@@ -131,7 +131,7 @@ class _Way:
     def _open(self, settings: Settings) -> Engine:
         """The model loaded so; what comes of it is kept."""
         earlier = self.choices.get(self.folder, settings)
-        proven = settings.device == "CPU" or (earlier is not None and earlier.ok)
+        proven = settings.device == "CPU" if earlier is None else earlier.ok or earlier.loaded
         try:
             if not proven or self.choices.crashed(self.folder, settings):
                 self._try(settings)
@@ -140,8 +140,9 @@ class _Way:
                 engine = self.load(self.folder, settings)
                 figures = self._checked(engine, settings)
         except _OF_THE_DEVICE as error:
-            lasting = isinstance(error, _WrongNumbersError | _CrashedError)
-            self.choices.keep(self.folder, settings, Kept(False, error.message, lasting=lasting))
+            loaded = isinstance(error, _WrongNumbersError)
+            lasting = loaded or isinstance(error, _CrashedError)
+            self.choices.keep(self.folder, settings, Kept(False, error.message, loaded=loaded, lasting=lasting))
             raise
         if earlier is None or not earlier.ok or (figures is not None and not earlier.checked):
             kept = Kept(True, checked=figures is not None, figures=dict(figures or {}))
@@ -183,8 +184,9 @@ class _CrashedError(DeviceError):
     """Loading the model ended the process that tried it."""
 
 
-def _known_failure(choices: Choices, folder: Path, settings: Settings) -> str | None:
+def _known_failure(choices: Choices, folder: Path, settings: Settings) -> ladder.Failure | None:
     kept = choices.get(folder, settings)
     if kept is None or kept.ok:
         return None
-    return f"{kept.reason or 'it failed'} (found on {kept.when:%Y-%m-%d}; --no-fallback tries again)"
+    why = f"{kept.reason or 'it failed'} (found on {kept.when:%Y-%m-%d}; --no-fallback tries again)"
+    return ladder.Failure(why, kept.loaded)

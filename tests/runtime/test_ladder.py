@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from edge.errors import DeviceError
-from edge.runtime.ladder import Candidate, candidates, label
+from edge.runtime.ladder import Candidate, Failure, candidates, label
 from edge.runtime.settings import Settings
 from tests.runtime.test_devices import manifest
 
@@ -89,8 +89,9 @@ def test_the_npus_shapes_on_the_cpu_need_no_npu_and_have_no_other_way() -> None:
 
 
 def test_what_is_known_to_fail_is_passed_over() -> None:
-    def kept(settings: Settings) -> str | None:
-        return f"{label(settings)} answers GGGG" if settings.device == "GPU" and settings.precision != "f32" else None
+    def kept(settings: Settings) -> Failure | None:
+        failed = settings.device == "GPU" and settings.precision != "f32"
+        return Failure(f"{label(settings)} answers GGGG", True) if failed else None
 
     found = candidates(Settings("GPU"), NPU_MODEL, ALL, kept=kept)
     assert labels(found) == ["GPU with all in f32", "CPU"]
@@ -98,15 +99,26 @@ def test_what_is_known_to_fail_is_passed_over() -> None:
     assert ways("GPU", kept=kept, fallback=False) == GPU_WAYS, "who insists tries again"
 
 
+def test_a_device_that_did_not_load_the_model_is_passed_over_as_a_whole() -> None:
+    def crashed(settings: Settings) -> Failure | None:
+        return Failure("it crashed", False) if settings == Settings("GPU") else None
+
+    def crashed_in_f32(settings: Settings) -> Failure | None:
+        return Failure("it crashed", False) if settings.precision == "f32" else None
+
+    assert ways("GPU", kept=crashed) == ["CPU"]
+    assert ways("GPU", kept=crashed_in_f32) == [*GPU_WAYS[:2], "CPU"]
+
+
 def test_auto_passes_over_a_device_that_failed_without_fallback_too() -> None:
-    def kept(settings: Settings) -> str | None:
-        return "it crashed" if settings.device in ("NPU", "GPU") else None
+    def kept(settings: Settings) -> Failure | None:
+        return Failure("it crashed", False) if settings.device in ("NPU", "GPU") else None
 
     assert ways("AUTO", kept=kept, fallback=False) == ["CPU"]
 
 
 def test_where_everything_is_known_to_fail_everything_is_tried_again() -> None:
-    assert ways("GPU", kept=lambda settings: "it failed") == [*GPU_WAYS, "CPU"]
+    assert ways("GPU", kept=lambda settings: Failure("it failed", False)) == [*GPU_WAYS, "CPU"]
 
 
 def test_properties_go_along_as_far_as_they_mean_something() -> None:

@@ -10,12 +10,17 @@ from typing import Any
 
 import pytest
 
+from edge.cli import _run
 from edge.errors import DeviceError, EdgeError, ModelError, UsageError
+from edge.files import HOME_VARIABLE, home
+from edge.messages import Message, Sampling
+from edge.runtime import devices
 from edge.runtime.choices import Choices
 from edge.runtime.ladder import label
 from edge.runtime.opening import open_model
 from edge.runtime.settings import Settings
 from edge.runtime.trial import Outcome
+from tests.conftest import write_checkpoint
 from tests.runtime.test_choices import write_model
 from tests.runtime.test_devices import laptop
 
@@ -275,7 +280,7 @@ from edge.runtime.choices import Choices
 from edge.runtime.opening import open_model
 from edge.runtime.settings import Settings
 open_model(Path(sys.argv[1]), Settings("CPU"), load=lambda *_: os._exit(9), present=lambda: ["CPU"],
-           choices=Choices(Path(sys.argv[2]), lambda *_: None))
+           choices=Choices(Path(sys.argv[2])))
 """
 
 
@@ -283,7 +288,7 @@ def test_on_the_cpu_a_trial_comes_after_a_crash(machine: Laptop, tmp_path: Path)
     folder = tmp_path / "choices of another process"
     command = [sys.executable, "-c", DYING, str(machine.model), str(folder)]
     assert subprocess.run(command, timeout=60).returncode == 9
-    machine.choices = Choices(folder, lambda *_: None)
+    machine.choices = Choices(folder)
     assert machine.open("CPU") == "CPU"
     assert machine.tried == ["CPU"]
     machine.open("CPU")
@@ -293,9 +298,67 @@ def test_on_the_cpu_a_trial_comes_after_a_crash(machine: Laptop, tmp_path: Path)
 def test_a_crash_on_the_cpu_that_a_trial_confirms(machine: Laptop, tmp_path: Path) -> None:
     folder = tmp_path / "choices of another process"
     subprocess.run([sys.executable, "-c", DYING, str(machine.model), str(folder)], timeout=60)
-    machine.choices, machine.crashes = Choices(folder, lambda *_: None), ("CPU",)
+    machine.choices, machine.crashes = Choices(folder), ("CPU",)
     with pytest.raises(DeviceError, match="ended in a crash"):
         machine.open("CPU")
     with pytest.raises(DeviceError, match="ended in a crash"):
         machine.open("CPU")
     assert machine.tried == ["CPU"], "it does not crash this process at every second start, either"
+
+
+@pytest.fixture(scope="module")
+def tiny_npu(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model exported for the NPU; a rehearsal runs it on the CPU."""
+    folder = tmp_path_factory.mktemp("tiny-npu")
+    write_checkpoint(folder / "c", vocab_size=320, hidden_size=64, intermediate_size=128, head_dim=16,
+                     num_attention_heads=4)  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(HOME_VARIABLE, str(folder / "home"))
+        assert _run(["export", str(folder / "c"), str(folder / "out"), "--for", "npu"]) == 0
+    return folder / "out"
+
+
+class TestForReal:
+    """The devices of this machine, and children that really load."""
+
+    @pytest.fixture(autouse=True)
+    def home(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "home"))
+
+    def answer(self, engine: Any) -> str:
+        with engine:
+            chunks = engine.stream([Message("user", "What is the capital of France?")],
+                                   Sampling(temperature=0, max_new_tokens=8))  # fmt: skip
+            return "".join(chunk.text for chunk in chunks)
+
+    def test_what_is_not_here_ends_on_the_cpu(self, tiny_npu: Path) -> None:
+        said: list[str] = []
+        if set(devices.available()) != {"CPU"}:
+            pytest.skip("this machine has more than a CPU")
+        engine = open_model(tiny_npu, Settings("NPU"), say=said.append)
+        assert engine.device == "CPU" and self.answer(engine)
+        assert said == ["NPU → CPU: this machine has no NPU that OpenVINO can use; it has CPU"]
+
+    def test_the_npus_shapes_are_tried_in_a_child_and_then_loaded(self, tiny_npu: Path) -> None:
+        stages: list[str] = []
+        wanted = Settings("NPU", context=128, rehearse=True)
+        for expected in (["trying NPU in a process of its own", "loading out on NPU's shapes on the CPU"],
+                         ["loading out on NPU's shapes on the CPU"]):  # fmt: skip
+            stages.clear()
+            engine = open_model(tiny_npu, wanted, fallback=False, progress=lambda stage, *_: stages.append(stage))
+            assert engine.device == "NPU" and self.answer(engine)
+            assert list(dict.fromkeys(stages)) == expected
+
+    @pytest.mark.model
+    def test_the_pocket_model_after_a_crash(self, pocket_dir: Path) -> None:
+        """The mark of a process that is gone: the child finds that nothing is wrong, and all goes on."""
+        choices = Choices()
+        subprocess.run([sys.executable, "-c", DYING, str(pocket_dir), str(home() / "choices")], timeout=60)
+        assert choices.crashed(pocket_dir, Settings("CPU"))
+        stages: list[str] = []
+        engine = open_model(pocket_dir, Settings("AUTO"), check=lambda engine: Finding(engine.probe([5, 6]).token > 0),
+                            present=lambda: ["CPU"], progress=lambda stage, *_: stages.append(stage))  # fmt: skip
+        assert "Paris" in self.answer(engine)
+        assert stages[0] == "trying CPU in a process of its own" and not choices.crashed(pocket_dir, Settings("CPU"))
+        kept = choices.get(pocket_dir, Settings("CPU"))
+        assert kept is not None and kept.ok and kept.checked

@@ -16,6 +16,8 @@ from edge import __version__
 from edge.commands.chat import chat, ui
 from edge.commands.devices import devices
 from edge.commands.export import export
+from edge.commands.parity import parity
+from edge.commands.reference import reference
 from edge.commands.verify import verify
 from edge.errors import EdgeError
 from edge.report import say
@@ -40,7 +42,7 @@ def cli() -> None:
     """
 
 
-for command in (export, verify, chat, ui, devices):
+for command in (export, verify, chat, ui, devices, reference, parity):
     cli.add_command(command)
 
 

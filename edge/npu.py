@@ -16,6 +16,8 @@ MAX_PROMPT_LEN = 1024
 """Tokens a prompt may have, the whole conversation included: OpenVINO's default."""
 MIN_RESPONSE_LEN = 128
 """Tokens that the answer always has room for: OpenVINO's default."""
+PREFILL_CHUNK = 256
+"""Tokens of a prompt read at once, and kept for the next turn."""
 
 REHEARSED = "on the CPU, not on NPU hardware"
 """What has to stand beside every result of a rehearsal."""
@@ -74,3 +76,24 @@ def check_prompt(tokens: int, max_prompt: int = MAX_PROMPT_LEN) -> None:
             f"the prompt has {tokens:,} tokens, where the model is compiled for at most {max_prompt:,} on the NPU",
             hint="Shorten the prompt or start a new conversation, or compile for longer prompts (MAX_PROMPT_LEN).",
         )
+
+
+def npu_lengths(context: int | None, context_length: int) -> tuple[int, int]:
+    """MAX_PROMPT_LEN and MIN_RESPONSE_LEN for a context of so many tokens; None: OpenVINO's defaults."""
+    if context is None:
+        return MAX_PROMPT_LEN, MIN_RESPONSE_LEN
+    return context, MIN_RESPONSE_LEN
+
+
+def npu_properties(max_prompt: int, min_response: int, *, rehearse: bool) -> dict[str, Any]:
+    """Properties with which GenAI loads a model on the device "NPU", or only rehearses that on the CPU."""
+    rehearsal = {"NPU_USE_NPUW": "YES", "NPUW_DEVICES": "CPU", "NPUW_ONLINE_PIPELINE": "NONE"} if rehearse else {}
+    return {
+        "MAX_PROMPT_LEN": max_prompt,
+        "MIN_RESPONSE_LEN": min_response,
+        # Off by default: each turn would read the whole conversation again. What is kept is whole chunks of the
+        # prompt, so that one chunk as long as the prompt, also a default, would never be found again.
+        "NPUW_LLM_ENABLE_PREFIX_CACHING": "YES",
+        "NPUW_LLM_PREFILL_CHUNK_SIZE": min(PREFILL_CHUNK, max_prompt),
+        **rehearsal,
+    }

@@ -31,7 +31,7 @@ ONLY = {
     "nncf": {"export/compress.py"},
     "openvino_tokenizers": {"export/tokenize.py", "export/whole_pieces.py"},
     "openvino_telemetry": set(),
-    "torch": set(),
+    "torch": {"runtime/reference.py", "runtime/greedy.py", "commands/reference.py"},  # the extra "reference"
     "gradio": {"ui/web.py"},
 }
 
@@ -102,7 +102,7 @@ def test_nothing_reports_to_anybody() -> None:
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=120).returncode == 0
 
 
-HELPS = [[], ["export"], ["verify"], ["chat"], ["ui"], ["devices"]]
+HELPS = [[], ["export"], ["verify"], ["chat"], ["ui"], ["devices"], ["reference"], ["parity"]]
 LIGHT = {"edge", "click", "colorama", "openvino_telemetry"}  # the last is only kept away
 
 

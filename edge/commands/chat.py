@@ -115,10 +115,11 @@ def _loaded(
     folder = _exported(model, resolved, yes=yes, interactive=sys.stdin.isatty())
 
     from edge.runtime.engine import Engine
+    from edge.runtime.settings import Settings
 
     with progress_lines() as progress:
         progress(f"loading {folder.name}", 0, 0)
-        engine = Engine.load(folder, resolved)
+        engine = Engine.load(folder, Settings(resolved))
     with engine:
         yield engine, prompt
 

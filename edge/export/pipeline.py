@@ -160,10 +160,13 @@ def run(job: Job, progress: Progress) -> manifest.Manifest:
     Raises:
         VerificationError: the result did not prove right; `job.out` is as it was before.
     """
-    folder = job.located.folder
-    read = [folder / name for name in _READ if (folder / name).is_file()] + job.checkpoint.shards
-    with Digests(read) as digests:
+    with Digests(files_read(job.located.folder, job.checkpoint)) as digests:
         return _run(job, digests, progress)
+
+
+def files_read(folder: Path, checkpoint: Checkpoint) -> list[Path]:
+    """Of a checkpoint's folder those that decide what the model says; `edge.json` keeps their digests."""
+    return [folder / name for name in _READ if (folder / name).is_file()] + checkpoint.shards
 
 
 def _run(job: Job, digests: Digests, progress: Progress) -> manifest.Manifest:

@@ -84,6 +84,11 @@ class Checkpoint:
         """The tensor `name` of `GlmSpec.tensor_shapes`; a view that lives as long as this object."""
         return self._weights[name]
 
+    def tensors(self) -> Iterator[tuple[str, NDArray[Any]]]:
+        """Name and `Weight.raw` of every tensor of `GlmSpec.tensor_shapes`, in its order."""
+        for name in self.spec.tensor_shapes():
+            yield name, self._weights[name].raw
+
     def _rename(self, tensors: dict[str, Weight]) -> dict[str, Weight]:
         spec = self.spec
         sources = layouts.chatglm_sources(spec.num_layers, spec.q_size, spec.kv_size, bias=spec.attention_bias)

@@ -2,83 +2,125 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import threading
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
 
 from edge.errors import DeviceError, EdgeError, ModelError, UsageError
 from edge.manifest import Manifest
 from edge.messages import Chunk, Message, Sampling
+from edge.npu import check_prompt, npu_lengths, npu_properties
 from edge.runtime import devices
 from edge.runtime import sampling as samplings
+from edge.runtime.batching import Batching
 from edge.runtime.context import room_for_answer
-from edge.runtime.stream import Running, Write, stream_tokens
+from edge.runtime.interface import Probe
+from edge.runtime.prefix import PrefixMemory, Reading
+from edge.runtime.settings import Settings
+from edge.runtime.stream import Running, Turn, Write, stream_tokens
+
+_TOGETHER = 8  # answers at once; one more waits. Decode on two cores gains little above
+_BLOCK = {"CPU": 32, "GPU": 16}  # tokens in a block of the plugin's KV cache
+_STEP_TOKENS = {"CPU": 256, "GPU": 1024}  # of a prompt, between two looks at whether to go on
+
+
+class Backend(Protocol):
+    """What turns a prompt into tokens: a pipeline of GenAI's, and how it is asked."""
+
+    def generate(self, prompt: Any, config: Any, write: Write, reading: Reading) -> tuple[list[int], list[float]]:
+        """Answer; the answer's tokens, and log-probabilities where the config asks for them."""
+
+    def close(self) -> None:
+        """Let go of the pipeline."""
 
 
 class Engine:
-    """An exported model, loaded. A `ChatEngine`, and a context manager that closes itself.
+    """An exported model, loaded. A `ChatEngine`, a `Probing`, and a context manager that closes itself.
 
-    The paged-attention backend of OpenVINO GenAI keeps what it has read, so that a further turn of a
-    conversation reads only what is new.
+    On CPU and GPU several answers are made at once, and a further turn of a conversation reads only what is new
+    (paged attention with its prefix cache). On the NPU they come one after the other.
     """
 
-    def __init__(self, pipeline: Any, manifest: Manifest, device: str) -> None:
-        self._pipeline = pipeline
+    def __init__(
+        self, pipeline: Any, backend: Backend, manifest: Manifest, settings: Settings, *, together: int = 1
+    ) -> None:
+        self._backend: Backend | None = backend
         self._tokenizer = pipeline.get_tokenizer()
+        self._defaults = pipeline.get_config if hasattr(pipeline, "get_config") else pipeline.get_generation_config
         self._stop_ids = frozenset(manifest.stop_ids)
-        self._lock = threading.Lock()
+        self._together = together
+        self._turn: Turn = threading.Lock() if together == 1 else threading.Semaphore(together)
         self._running = Running()
+        place = settings.device.partition(".")[0]
+        self._step_tokens = _STEP_TOKENS.get(place, 1024)
+        paged = together > 1 and place in _BLOCK
+        self._prefixes = PrefixMemory(_BLOCK[place]) if paged else None
         self.manifest = manifest
+        self.settings = settings
         self.name = manifest.source.model
-        self.device = device
-        self.context_length = manifest.architecture.context_length
+        self.device = settings.device
+        self.context_length = min(manifest.architecture.context_length, settings.context or 2**31)
+        self.max_prompt: int | None = None
+        """Tokens a prompt may have, where that is less than the context (the NPU's fixed shapes)."""
+        if settings.device == "NPU":
+            self.max_prompt, response = npu_lengths(settings.context, manifest.architecture.context_length)
+            self.context_length = self.max_prompt + response
 
     @classmethod
-    def load(cls, folder: Path, device: str = "CPU", properties: dict[str, Any] | None = None) -> Engine:
+    def load(cls, folder: Path, settings: Settings) -> Engine:
         """Load an exported model.
-
-        Args:
-            folder: what `glm4-edge export` made.
-            device: CPU, GPU, GPU.n, NPU or AUTO.
-            properties: of the OpenVINO plugin, over those chosen for the device; None leaves one to the plugin.
 
         Raises:
             ModelError: the folder holds no exported model, or a damaged one.
-            DeviceError: the device is not here or does not take the model.
+            DeviceError: the device does not take the model.
+            UsageError: it does not take the properties.
         """
         manifest = Manifest.read(folder)
-        resolved = devices.resolve(device)
-        if resolved == "NPU" and manifest.target != "npu":
+        if settings.device == "NPU" and manifest.target != "npu":
             # Its compiler does not refuse other recipes, it ends the process.
             raise DeviceError(
                 f"{folder} was exported for {manifest.target}, and the NPU cannot run that",
                 hint="Export the model again with --for npu, or choose another device.",
             )
-        chosen = {**devices.default_properties(resolved, manifest), **(properties or {})}
-        chosen = {name: value for name, value in chosen.items() if value is not None}
+        properties = {**devices.default_properties(settings.device, manifest), **settings.properties}
+        properties = {name: value for name, value in properties.items() if value is not None}
+        try:
+            if settings.device == "NPU":
+                lengths = npu_lengths(settings.context, manifest.architecture.context_length)
+                properties = {**npu_properties(*lengths, rehearse=settings.rehearse), **properties}
+                return cls._in_turn(folder, manifest, settings, properties)
+            if properties.get("ATTENTION_BACKEND") == "SDPA":
+                return cls._in_turn(folder, manifest, settings, properties)
+            return cls._batched(folder, manifest, settings, properties)
+        except Exception as error:
+            raise _not_loaded(error, folder, settings.device) from error
 
+    @classmethod
+    def _batched(cls, folder: Path, manifest: Manifest, settings: Settings, properties: dict[str, Any]) -> Engine:
         import openvino_genai
 
-        try:
-            pipeline = openvino_genai.LLMPipeline(str(folder), resolved, **chosen)
-        except Exception as error:
-            if "Unsupported property" in str(error):
-                raise UsageError(
-                    f"{resolved} does not take these properties: {_reason(error)}", hint="Leave out what it names."
-                ) from error
-            if resolved == "CPU":
-                raise ModelError(
-                    f"{folder} cannot be loaded: {_reason(error)}",
-                    hint="Export the model again; if memory is short, close other programs.",
-                ) from error
-            raise DeviceError(
-                f"{resolved} cannot load {folder}: {_reason(error)}",
-                hint="Update the device's driver, or use the CPU.",
-            ) from error
-        return cls(pipeline, manifest, resolved)
+        place = settings.device.partition(".")[0]
+        properties = {name: value for name, value in properties.items() if name != "ATTENTION_BACKEND"}  # it has one
+        scheduler = openvino_genai.SchedulerConfig()
+        scheduler.enable_prefix_caching = True
+        scheduler.max_num_batched_tokens = _STEP_TOKENS.get(place, 1024)
+        scheduler.max_num_seqs = _TOGETHER
+        pipeline = openvino_genai.ContinuousBatchingPipeline(str(folder), scheduler, settings.device, properties)
+        backend = Batching(pipeline, _outcome, settings.device)
+        return cls(pipeline, backend, manifest, settings, together=_TOGETHER)
+
+    @classmethod
+    def _in_turn(cls, folder: Path, manifest: Manifest, settings: Settings, properties: dict[str, Any]) -> Engine:
+        import openvino_genai
+
+        pipeline = openvino_genai.LLMPipeline(str(folder), settings.device, **properties)
+        return cls(pipeline, InTurn(pipeline), manifest, settings)
 
     def __enter__(self) -> Engine:
         return self
@@ -94,16 +136,16 @@ class Engine:
         started = time.perf_counter()
         samplings.check(sampling)
         prompt = self._encode(messages)
-        prompt_tokens = int(prompt.input_ids.shape[-1])
-        config = self._config(sampling, room_for_answer(prompt_tokens, self.context_length, sampling.max_new_tokens))
+        reading = Reading(len(prompt), step_tokens=self._step_tokens)
+        config = self._config(sampling, self._room(reading.tokens, sampling.max_new_tokens))
         with self._running.begin() as cancelled:
             yield from stream_tokens(
-                lambda write: self._generate(prompt, config, write),
+                lambda write: self._generate(prompt, config, write, reading),
                 decode=self._decode,
-                prompt_tokens=prompt_tokens,
+                reading=reading,
                 stop_ids=self._stop_ids,
                 stop=sampling.stop,
-                lock=self._lock,
+                lock=self._turn,
                 cancelled=cancelled,
                 started=started,
             )
@@ -114,7 +156,7 @@ class Engine:
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
         """Tokens of the conversation as the model would read it; see `ChatEngine.count_tokens`."""
-        return int(self._encode(messages).input_ids.shape[-1])
+        return len(self._encode(messages))
 
     def warm_up(self) -> None:
         """Run one token: the plugin repacks the weights at its first inference, the longest wait of all.
@@ -122,23 +164,59 @@ class Engine:
         Raises:
             DeviceError: the device failed.
         """
-        with self._lock:
-            # One token fills no block of the cache, so that later answers do not depend on this.
-            prompt = self._open_tokenizer().encode("a", add_special_tokens=False)
-            self._generate(prompt, self._config(Sampling(temperature=0), 1), lambda ids: True)
+        # One token fills no block of the cache, so that later answers do not depend on this.
+        with self._turn_held():
+            self._generate(self._ids("a"), self._config(Sampling(temperature=0), 1), lambda ids: True, Reading(1))
+
+    def probe(self, token_ids: Sequence[int]) -> Probe:
+        """See `Probing.probe`.
+
+        What the prefix cache still has is not computed again; then `log_probs` is None.
+        """
+        self._open_tokenizer()
+        config = self._config(Sampling(temperature=0), self._room(len(token_ids), 1))
+        if self._prefixes is not None:
+            config.echo, config.logprobs = True, 1
+        with self._turn_held():
+            tokens, log_probs = self._generate(token_ids, config, lambda ids: True, Reading(len(token_ids)))
+        given = tuple(log_probs[1:-1]) if len(log_probs) == len(token_ids) + 1 else None
+        return Probe(tokens[-1], given)
 
     def close(self) -> None:
         """End what runs, wait for it, and give the memory back."""
         self.cancel()
-        with self._lock:
-            self._pipeline = self._tokenizer = None
+        if self._backend is not None:
+            for _ in range(self._together):  # all who answer
+                self._turn.acquire()
+            self._backend.close()
+            self._backend = self._tokenizer = self._defaults = None
+            for _ in range(self._together):
+                self._turn.release()
+
+    @contextlib.contextmanager
+    def _turn_held(self) -> Iterator[None]:
+        self._turn.acquire()
+        try:
+            yield
+        finally:
+            self._turn.release()
+
+    def _room(self, prompt_tokens: int, max_new_tokens: int | None) -> int:
+        """Tokens the answer may have."""
+        if self.max_prompt is not None:
+            check_prompt(prompt_tokens, self.max_prompt)
+        return room_for_answer(prompt_tokens, self.context_length, max_new_tokens)
 
     def _open_tokenizer(self) -> Any:
         if self._tokenizer is None:
-            raise ModelError("the model has been closed", hint="Load it again.")
+            raise _closed()
         return self._tokenizer
 
-    def _encode(self, messages: Sequence[Message]) -> Any:
+    def _ids(self, text: str) -> list[int]:
+        encoded = self._open_tokenizer().encode(text, add_special_tokens=False)
+        return [int(item) for item in encoded.input_ids.data[0]]
+
+    def _encode(self, messages: Sequence[Message]) -> list[int]:
         """The conversation as tokens; the answer's opening included.
 
         The chat template writes GLM-4's `[gMASK]<sop>` itself. Encoding with special tokens would put it
@@ -150,7 +228,7 @@ class Engine:
         try:
             history = openvino_genai.ChatHistory([{"role": m.role, "content": m.content} for m in messages])
             prompt = tokenizer.apply_chat_template(history, add_generation_prompt=True)
-            return tokenizer.encode(prompt, add_special_tokens=False)
+            return self._ids(prompt)
         except Exception as error:
             raise ModelError(
                 f"the chat template of {self.name} cannot write this conversation: {_reason(error)}",
@@ -162,7 +240,7 @@ class Engine:
 
     def _config(self, sampling: Sampling, max_new_tokens: int) -> Any:
         """The checkpoint's own generation defaults, with what the user asked for."""
-        config = self._pipeline.get_generation_config()
+        config = self._defaults()
         config.max_new_tokens = max_new_tokens
         config.stop_token_ids = set(self._stop_ids)
         config.eos_token_id = min(self._stop_ids, default=-1)
@@ -180,9 +258,18 @@ class Engine:
         config.rng_seed = secrets.randbits(32) if sampling.seed is None else sampling.seed
         return config
 
-    def _generate(self, prompt: Any, config: Any, write: Write) -> None:
+    def _generate(
+        self, token_ids: Sequence[int], config: Any, write: Write, reading: Reading
+    ) -> tuple[list[int], list[float]]:
+        import openvino
+
+        if self._backend is None:
+            raise _closed()
+        if self._prefixes is not None:
+            reading.expected = self._prefixes.expected(token_ids)
+        prompt = openvino.Tensor(np.array([token_ids], np.int64))
         try:
-            self._pipeline.generate(prompt, config, _streamer(write))
+            tokens, log_probs = self._backend.generate(prompt, config, write, reading)
         except EdgeError:
             raise
         except Exception as error:
@@ -190,6 +277,33 @@ class Engine:
                 f"{self.device} failed while answering: {_reason(error)}",
                 hint="Close other programs if memory is short, or choose another device.",
             ) from error
+        if config.echo:
+            del tokens[: len(token_ids)]
+        if self._prefixes is not None:
+            self._prefixes.add([*token_ids, *tokens[:-1]], reading.expected or 0)
+        return tokens, log_probs
+
+
+class InTurn:
+    """GenAI's plain pipeline, one prompt after the other: what the NPU has."""
+
+    def __init__(self, pipeline: Any) -> None:
+        self._pipeline = pipeline
+
+    def generate(self, prompt: Any, config: Any, write: Write, reading: Reading) -> tuple[list[int], list[float]]:
+        """See `Backend.generate`; log-probabilities are not to be had."""
+        tokens: list[int] = []
+
+        def both(ids: Sequence[int]) -> bool:
+            tokens.extend(ids)
+            return write(ids)
+
+        self._pipeline.generate(prompt, config, _streamer(both))
+        return tokens, []
+
+    def close(self) -> None:
+        """See `Backend.close`."""
+        self._pipeline = None
 
 
 def _streamer(write: Write) -> Any:
@@ -205,6 +319,34 @@ def _streamer(write: Write) -> Any:
             """Nothing is kept back here."""
 
     return Streamer()
+
+
+def _outcome(status: Any) -> tuple[bool, bool]:
+    """Whether an answer is over, and whether the pipeline refused it, which it does where the cache has no room."""
+    import openvino_genai
+
+    statuses = openvino_genai.GenerationStatus
+    return status != statuses.RUNNING, status == statuses.IGNORED
+
+
+def _not_loaded(error: Exception, folder: Path, device: str) -> EdgeError:
+    """What went wrong, in our words."""
+    if isinstance(error, EdgeError):
+        return error
+    if "Unsupported property" in str(error):
+        return UsageError(f"{device} does not take these properties: {_reason(error)}", hint="Leave out what it names.")
+    if device == "CPU":
+        return ModelError(
+            f"{folder} cannot be loaded: {_reason(error)}",
+            hint="Export the model again; if memory is short, close other programs.",
+        )
+    return DeviceError(
+        f"{device} cannot load {folder}: {_reason(error)}", hint="Update the device's driver, or use the CPU."
+    )
+
+
+def _closed() -> ModelError:
+    return ModelError("the model has been closed", hint="Load it again.")
 
 
 def _reason(error: Exception) -> str:

@@ -168,10 +168,10 @@ def test_f32_only_where_it_was_measured_to_help() -> None:
     assert devices.default_properties("GPU", manifest()) == {}
 
 
-def test_the_npu_is_not_given_what_would_end_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_npu_is_not_given_what_would_end_the_process(tmp_path: Path) -> None:
     from edge.runtime.engine import Engine
+    from edge.runtime.settings import Settings
 
     manifest().write(tmp_path)
-    monkeypatch.setattr(devices, "resolve", lambda device: "NPU")
     with pytest.raises(DeviceError, match="exported for cpu"):
-        Engine.load(tmp_path, "NPU")
+        Engine.load(tmp_path, Settings("NPU"))

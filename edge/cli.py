@@ -14,6 +14,7 @@ import click
 
 from edge import __version__
 from edge.commands.chat import chat, ui
+from edge.commands.devices import devices
 from edge.commands.export import export
 from edge.commands.parity import parity
 from edge.commands.reference import reference
@@ -41,7 +42,7 @@ def cli() -> None:
     """
 
 
-for command in (export, verify, chat, ui, reference, parity):
+for command in (export, verify, chat, ui, devices, reference, parity):
     cli.add_command(command)
 
 

@@ -5,10 +5,13 @@ Pure facts, for the export that rehearses a model and for the runtime that loads
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from edge.errors import ContextError
 
+GROUP = 64
+"""Weights that share a scale are a multiple of this, or a whole row: the road to the NPU unpacks so many at a time."""
 MAX_PROMPT_LEN = 1024
 """Tokens a prompt may have, the whole conversation included: OpenVINO's default."""
 MIN_RESPONSE_LEN = 128
@@ -35,6 +38,31 @@ def rehearsal_properties(max_prompt: int = MAX_PROMPT_LEN, min_response: int = M
         "NPUW_LLM_MAX_PROMPT_LEN": max_prompt,
         "NPUW_LLM_MIN_RESPONSE_LEN": min_response,
     }
+
+
+def recipe_notes(model: Any) -> dict[str, str]:
+    """What NNCF noted in an IR (an `ov.Model`) of its compression; "missing" where it noted nothing."""
+    section = ["nncf", "weight_compression"]
+    return {
+        key: str(model.get_rt_info([*section, key]).value) if model.has_rt_info([*section, key]) else "missing"
+        for key in ("mode", "group_size", "ratio")
+    }
+
+
+def refusal(notes: Mapping[str, str]) -> str | None:
+    """Why the NPU's compiler does not take an IR with these `recipe_notes`; None where it does.
+
+    It has to be asked before: of other weights the compiler ends the process instead of refusing.
+    """
+    size = int(notes["group_size"]) if notes["group_size"].lstrip("-").isdigit() else 0
+    fits = size == -1 or (size >= GROUP and size % GROUP == 0)
+    if notes["mode"] == "int4_sym" and notes["ratio"] in ("1", "1.0") and fits:
+        return None
+    said = ", ".join(f"{key} {value}" for key, value in notes.items())
+    return (
+        f"the IR says of itself {said}, where the NPU takes int4_sym with a ratio of 1, in groups of -1 (one scale per "
+        f"output channel) or a multiple of {GROUP}"
+    )
 
 
 def check_prompt(tokens: int, max_prompt: int = MAX_PROMPT_LEN) -> None:

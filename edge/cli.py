@@ -15,6 +15,7 @@ import click
 from edge import __version__
 from edge.commands.chat import chat, ui
 from edge.commands.export import export
+from edge.commands.plan import plan
 from edge.commands.verify import verify
 from edge.errors import EdgeError
 from edge.report import say
@@ -39,7 +40,7 @@ def cli() -> None:
     """
 
 
-for command in (export, verify, chat, ui):
+for command in (export, verify, plan, chat, ui):
     cli.add_command(command)
 
 

@@ -78,9 +78,9 @@ def _run(pipeline: Any, number: int, prompt: list[int], job: dict[str, Any], pea
     peak.reset()
     begin = time.perf_counter()
     handle = pipeline.add_request(number, ov.Tensor(np.array([prompt], np.int64)), config)
-    steps, used, told, prefill = [], 0.0, begin, None
+    steps: list[list[float]] = []
+    used, told, prefill = 0.0, begin, None
     step_tokens = job.get("step_tokens", 256)
-    output = None
     while pipeline.has_non_finished_requests():
         pipeline.step()
         now = time.perf_counter()

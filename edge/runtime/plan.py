@@ -31,7 +31,7 @@ _GRAPH_BYTES = 5.0  # for each byte of the graph's XML
 _SCALE_BYTES = 8  # scale and zero point, both f32, of a group of quantised values
 _STRAIGHT, _KEPT_BESIDE = 4, 2  # bytes of an f32; a buffer that grew lies beside the one it grew from
 _SHARE = 0.75  # of the memory that is there: what is chosen unasked leaves the rest to others
-_SINK, _TRISHAPE_RECENT = 128, 1920  # tokens from both ends that a sparse prefill looks at: GenAI's defaults
+_SINK, _RECENT, _DENSE = 128, 1920, 128  # tokens at the beginning and before the end that a sparse prefill looks at
 
 
 @dataclass(frozen=True)
@@ -285,14 +285,17 @@ def scheduler(
 ) -> dict[str, Any]:
     """`SchedulerConfig` as plain values; a dict within stands for the config object of that name.
 
-    Eviction and the prefix cache exclude each other: each layer then has blocks of its own, and GenAI loses count of
-    them (2026.4.1). What eviction forgets it forgets after the prompt was read, not before.
+    Eviction and the prefix cache exclude each other: each layer then has blocks of its own, of which GenAI loses count
+    (2026.4.1), and a further turn is read anew all the same. XAttention is wrong where a prompt comes in chunks or
+    behind a cached prefix: it gets the prompt whole, which takes the working memory of the whole prompt and cannot
+    be cancelled meanwhile.
     """
     place = device.partition(".")[0]
+    whole = sparse == "xattention"
     values: dict[str, Any] = {
         "num_kv_blocks": blocks,
-        "max_num_batched_tokens": STEP_TOKENS.get(place, 1024),
-        "enable_prefix_caching": evict_beyond is None,
+        "max_num_batched_tokens": blocks * BLOCK.get(place, 32) if whole else STEP_TOKENS.get(place, 1024),
+        "enable_prefix_caching": evict_beyond is None and not whole,
     }
     if sparse is not None:
         values["use_sparse_attention"] = True
@@ -304,17 +307,20 @@ def scheduler(
 
 
 def sparse_attention(mode: Sparse) -> dict[str, Any]:
-    """`SparseAttentionConfig`; `mode` names a member of `SparseAttentionMode`."""
+    """`SparseAttentionConfig`; `mode` in it names a member of `SparseAttentionMode`.
+
+    Trishape looks at the first and the latest tokens, XAttention at the blocks that an estimate finds important.
+    """
     if mode == "trishape":
         return {
             "mode": "TRISHAPE",
-            "num_last_dense_tokens_in_prefill": 128,
+            "num_last_dense_tokens_in_prefill": _DENSE,
             "num_retained_start_tokens_in_cache": _SINK,
-            "num_retained_recent_tokens_in_cache": _TRISHAPE_RECENT,
+            "num_retained_recent_tokens_in_cache": _RECENT,
         }
     return {
         "mode": "XATTENTION",
-        "num_last_dense_tokens_in_prefill": 128,
+        "num_last_dense_tokens_in_prefill": _DENSE,
         "xattention_threshold": 0.9,
         "xattention_block_size": 128,
         "xattention_stride": 16,

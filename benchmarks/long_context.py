@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ class Bench:
         return {"rows": _compared(rows, self._scratch)}
 
     def sparse(self) -> dict[str, Any]:
-        """Sparse attention, beside all of it. XAttention is wrong behind the first chunk, so it has also a row of one."""
+        """Sparse attention, beside all of it; XAttention, which is wrong behind the first chunk, also in one chunk."""
         n = self._settings["length"]
         narrow = {**plans.sparse_attention("trishape"), "num_retained_recent_tokens_in_cache": 512}
         chunk = plans.scheduler("CPU", _blocks(n))
@@ -147,9 +148,8 @@ class Bench:
             self._child(folder, plans.scheduler("CPU", _blocks(n + new)), self._properties("u8"), jobs)
             scores = [float(np.load(file)[-new:].mean()) for file in files]
             row["log_prob_to_all"] = [round(score, 4) for score in scores]
-            pairs = list(zip(answers, dense, strict=True))
-            row["same_at_first"] = [next((i for i, (a, b) in enumerate(zip(*p)) if a != b), new) for p in pairs]
-            row["own_text"] = [_repetition(answer) for answer in answers]
+            row["same_at_first"] = [_same(answer, other) for answer, other in zip(answers, dense, strict=True)]
+            row["repetition"] = [_repetition(answer) for answer in answers]
         return {"rows": rows}
 
     def prefill32k(self) -> dict[str, Any]:
@@ -268,16 +268,19 @@ def _compared(rows: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
     for row in rows:
         own = np.load(folder / row.pop("log_probs"))[1:].astype(np.float64)
         edges = [0, *(n for n in (2048, 4096) if n < len(own)), len(own)]
-        row["perplexity"] = {
-            f"{a}-{b}": round(float(np.exp(-own[a:b].mean())), 4) for a, b in zip(edges, edges[1:], strict=False)
-        }
+        row["perplexity"] = {f"{a}-{b}": round(float(np.exp(-own[a:b].mean())), 4) for a, b in pairwise(edges)}
         row["perplexity_all"] = round(float(np.exp(-own.mean())), 4)
         row["mean_difference"] = round(float(np.abs(own - base).mean()), 5)
     return rows
 
 
+def _same(answer: list[int], other: list[int]) -> int:
+    """How many tokens both begin with."""
+    return next((i for i, (a, b) in enumerate(zip(answer, other, strict=True)) if a != b), len(answer))
+
+
 def _repetition(answer: list[int]) -> float:
-    """Share of the answer's four-token pieces that stood there before: text that goes round in circles has a high one."""
+    """Share of the answer's four-token pieces that stood there before; high where it goes round in circles."""
     pieces = [tuple(answer[i : i + 4]) for i in range(len(answer) - 3)]
     return round(1 - len(set(pieces)) / max(len(pieces), 1), 4)
 

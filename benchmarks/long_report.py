@@ -12,14 +12,15 @@ def report(whole: dict[str, Any]) -> str:
     lines = [
         "# Long conversations",
         "",
-        "The pocket model (SmolLM2-135M in GLM-4's architecture, int4) on the CPU, precision hint f32, prompts in chunks of "
-        f"256 tokens, on {settings['text']}. Made by `python -m benchmarks.long_context`; raw samples are in the JSON.",
+        "The pocket model (SmolLM2-135M in GLM-4's architecture, int4) on the CPU, precision hint f32, prompts in "
+        f"chunks of 256 tokens, on {settings['text']}. Made by `python -m benchmarks.long_context`; raw samples are in "
+        "the JSON. What else ran on the machine is in the times, not in the rest.",
     ]
     for name, stage in whole["stages"].items():
         made = stage["machine"]
         tools = ", ".join(f"{package} {version}" for package, version in stage["versions"].items())
-        lines += ["", f"## {_TITLES[name]}", "",
-                  f"{made['cpu']}, {made['cores']} cores, {made['memory_bytes'] / 1e9:.0f} GB; {tools}.", ""]  # fmt: skip
+        where = f"{made['cpu']}, {made['cores']} cores, {made['memory_bytes'] / 1e9:.0f} GB; {tools}."
+        lines += ["", f"## {_TITLES[name]}", "", where, ""]
         lines += _TABLES[name](stage, settings)
     return "\n".join(lines) + "\n"
 
@@ -75,18 +76,19 @@ def _sparse(stage: dict[str, Any], settings: dict[str, Any]) -> list[str]:
 
 def _evict(stage: dict[str, Any], settings: dict[str, Any]) -> list[str]:
     return [
-        f"{settings['prompts']} prompts of {settings['prompt']:,} tokens, {settings['new']} written greedily after each; "
-        "means. The prompt is read whole and unchanged; what is forgotten is forgotten when it has been read, so that the "
-        "peak stays. Likelihood is that of the answer, in nats a token, to the model that keeps all; an answer that goes "
-        "round in circles (share of four-token pieces that stood there before) is likely, too.",
+        f"{settings['prompts']} prompts of {settings['prompt']:,} tokens, {settings['new']} written greedily after "
+        "each; means. The prompt is read whole and unchanged; what is forgotten is forgotten when it has been read, so "
+        "that the peak stays. Likelihood is that of the answer, in nats a token, to the model that keeps all; one that "
+        "goes round in circles (share of four-token pieces that stood there before) is likely, too.",
         "",
-        "| tokens kept | cache at its peak, MB | while writing, MB | decode, tokens/s | same tokens at first | likelihood "
-        "| in circles |",
+        "| tokens kept | cache at its peak, MB | while writing, MB | decode, tokens/s | same tokens at first | "
+        "likelihood | in circles |",
         "| --- | --- | --- | --- | --- | --- | --- |",
         *(
-            f"| {row['keep'] or 'all'} | {_mb(_mean(row, 'kv_used_bytes'))} | {_mb(_mean(row, 'kv_used_at_end_bytes'))} | "
-            f"{_mean(row, 'decode_tokens_per_second'):.1f} | {statistics.mean(row['same_at_first']):.0f} of "
-            f"{settings['new']} | {statistics.mean(row['log_prob_to_all']):.3f} | {statistics.mean(row['own_text']):.0%} |"
+            f"| {row['keep'] or 'all'} | {_mb(_mean(row, 'kv_used_bytes'))} | "
+            f"{_mb(_mean(row, 'kv_used_at_end_bytes'))} | {_mean(row, 'decode_tokens_per_second'):.1f} | "
+            f"{statistics.mean(row['same_at_first']):.0f} of {settings['new']} | "
+            f"{statistics.mean(row['log_prob_to_all']):.3f} | {statistics.mean(row['repetition']):.0%} |"
             for row in stage["rows"]
         ),
     ]
@@ -95,8 +97,8 @@ def _evict(stage: dict[str, Any], settings: dict[str, Any]) -> list[str]:
 def _prefill32k(stage: dict[str, Any], settings: dict[str, Any]) -> list[str]:
     run, planned = stage["run"], stage["plan"]
     lines = [
-        f"{run['prompt_tokens']:,} tokens in the pocket's shape, its context raised in the config. The model was trained on "
-        "8,192: what it says is meaningless, time and memory are not.",
+        f"{run['prompt_tokens']:,} tokens in the pocket's shape, its context raised in the config. The model was "
+        "trained on 8,192: what it says is meaningless, time and memory are not.",
         "",
         "| | measured | plan |",
         "| --- | --- | --- |",
@@ -115,8 +117,8 @@ def _prefill32k(stage: dict[str, Any], settings: dict[str, Any]) -> list[str]:
         lines.append(f"| {tokens:,} | {seconds:.1f} |")
     lines += [
         "",
-        "The plan for GLM-4-9B (int4, 40 layers) on a laptop with 16 GB, 13 of them free, and eight threads. Computed, not "
-        "measured at that size; the same arithmetic stands beside measurements above.",
+        "The plan for GLM-4-9B (int4, 40 layers) on a laptop with 16 GB, 13 of them free, and eight threads. Computed, "
+        "not measured at that size; the same arithmetic stands beside measurements above.",
         "",
         "| context | cache | weights, GB | cache, GB | working, GB | together, GB | longest that fits | verdict |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -141,7 +143,7 @@ _TABLES = {"memory": _memory, "kv": _kv, "sparse": _sparse, "evict": _evict, "pr
 
 
 def _mean(row: dict[str, Any], key: str) -> float:
-    return statistics.mean(job[key] for job in row["jobs"])
+    return statistics.fmean(float(job[key]) for job in row["jobs"])
 
 
 def _mb(size: float) -> str:

@@ -29,7 +29,7 @@ DEFAULT_LONGEST = 32768
 _PROGRAM_BYTES = 110_000_000  # Python, OpenVINO, the tokenizer
 _GRAPH_BYTES = 5.0  # for each byte of the graph's XML
 _SCALE_BYTES = 8  # scale and zero point, both f32, of a group of quantised values
-_STRAIGHT, _KEPT_BESIDE = 4, 2  # bytes of an f32; a buffer that grew lies beside the one it grew from
+_F32 = 4  # bytes of what is computed with
 _SHARE = 0.75  # of the memory that is there: what is chosen unasked leaves the rest to others
 _SINK, _RECENT, _DENSE = 128, 1920, 128  # tokens at the beginning and before the end that a sparse prefill looks at
 
@@ -232,16 +232,15 @@ def plan(
 def _working(shape: Shape, context: int, threads: int, place: str) -> int:
     """Of one step of the prefill: activations of its tokens, attention over all that came before, logits of one."""
     tokens = STEP_TOKENS.get(place, 1024)
-    wide = 4 * shape.hidden + (shape.heads + 2 * shape.kv_heads) * shape.head_dim + 3 * shape.intermediate
-    return int(_STRAIGHT * (tokens * wide + shape.vocab) + context * _working_token(shape, threads))
+    wide = 4 * shape.hidden + (shape.heads + 2 * shape.kv_heads) * shape.head_dim + 5 * shape.intermediate
+    return int(_F32 * (tokens * wide + shape.vocab) + context * _working_token(shape, threads))
 
 
 def _working_token(shape: Shape, threads: int) -> float:
-    """Scores of a block of queries in each thread, of the heads that share a KV head; keys and values straightened."""
-    group = shape.heads // shape.kv_heads
-    scores = threads * group * BLOCK["CPU"]
-    straight = 2 * shape.kv_heads * shape.head_dim
-    return _KEPT_BESIDE * _STRAIGHT * (scores + straight)
+    """For each token read before, scores in each thread (a block of queries, the heads of one KV head), and its key and
+    value in one layer as they are multiplied."""
+    scores = threads * (shape.heads // shape.kv_heads) * BLOCK["CPU"]
+    return _F32 * (scores + 2 * shape.kv_heads * shape.head_dim)
 
 
 def choose_context(

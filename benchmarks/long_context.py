@@ -90,7 +90,9 @@ class Bench:
         """Peak memory of some lengths, and the plan's."""
         most = self._settings["length"]
         lengths = [512, *(n for n in (1024, 2048, 4096) if n < most), most]
-        return {"rows": [self._planned(self._pocket(), n, "u8") for n in lengths]}
+        rows = [self._planned(self._pocket(), n, "u8") for n in lengths]
+        rows.append(self._planned(self._pocket(), most, "u8", return_freed=False))
+        return {"rows": rows}
 
     def kv(self) -> dict[str, Any]:
         """Every precision of the cache, beside f32."""
@@ -165,13 +167,23 @@ class Bench:
             "nine": [self._nine(context, kv) for context in (_LONG, 4 * _LONG) for kv in ("u8", "u4")],
         }
 
-    def _planned(self, folder: Path, n: int, precision: plans.KvPrecision) -> dict[str, Any]:
+    def _planned(
+        self, folder: Path, n: int, precision: plans.KvPrecision, *, return_freed: bool = True
+    ) -> dict[str, Any]:
         click.echo(f"  {n:,} tokens, {precision}", err=True)
         job = {"start": 0, "tokens": n, "new": 1}
-        ran = self._child(folder, plans.scheduler("CPU", _blocks(n)), self._properties(precision), [job])
+        values = plans.scheduler("CPU", _blocks(n))
+        ran = self._child(folder, values, self._properties(precision), [job], return_freed=return_freed)
         planned = self._plan(plans.Shape.read(folder), n, precision)
         off = planned["needed_bytes"] / ran["peak_anonymous"] - 1
-        return {"name": precision, "tokens": n, **_figures(ran), "plan": planned, "plan_off": round(off, 4)}
+        return {
+            "name": precision,
+            "return_freed": return_freed,
+            "tokens": n,
+            **_figures(ran),
+            "plan": planned,
+            "plan_off": round(off, 4),
+        }
 
     def _quality(self, name: str, properties: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
         """Log-probabilities of the text; in a run of its own, since asking for them costs time and memory."""
@@ -234,10 +246,16 @@ class Bench:
         return folder
 
     def _child(
-        self, folder: Path, values: dict[str, Any], properties: dict[str, Any], jobs: list[dict[str, Any]]
+        self,
+        folder: Path,
+        values: dict[str, Any],
+        properties: dict[str, Any],
+        jobs: list[dict[str, Any]],
+        *,
+        return_freed: bool = True,
     ) -> dict[str, Any]:
         spec = {"folder": str(folder), "text": str(self._text), "scheduler": values, "properties": properties,
-                "jobs": jobs}  # fmt: skip
+                "jobs": jobs, "return_freed": return_freed}  # fmt: skip
         command = [sys.executable, "-m", "benchmarks.long_run", json.dumps(spec)]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         if done.returncode:

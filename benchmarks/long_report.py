@@ -27,14 +27,14 @@ def report(whole: dict[str, Any]) -> str:
 
 def _memory(stage: dict[str, Any], settings: dict[str, Any]) -> list[str]:
     return [
-        "Peak anonymous memory while the tokens are read, cache in u8. Pages of the mapped IR are not in it. In the last "
-        "row freed memory is left to glibc, as it comes; in all others it goes back to the system, as under chat.",
+        "Peak anonymous memory while the tokens are read, cache in u8. Pages of the mapped IR are not in it. Memory that "
+        "was freed goes back to the system (`edge.runtime.memory`); in the last row it is left to glibc, as it comes.",
         "",
         "| tokens | measured, MB | plan, MB | off | of it cache, MB | after loading, MB | after the first token, MB |",
         "| --- | --- | --- | --- | --- | --- | --- |",
         *(
-            f"| {row['tokens']:,} | {_mb(row['peak_anonymous'])} | {_mb(row['plan']['needed_bytes'])} | "
-            f"{row['plan_off']:+.1%} | {_mb(row['kv_used_bytes'])} | {_mb(row['anonymous_at_load'])} | "
+            f"| {row['tokens']:,}{'' if row['return_freed'] else ', left to glibc'} | {_mb(row['peak_anonymous'])} | "
+            f"{_mb(row['plan']['needed_bytes'])} | {row['plan_off']:+.1%} | {_mb(row['kv_used_bytes'])} | {_mb(row['anonymous_at_load'])} | "
             f"{_mb(row['anonymous_at_start'])} |"
             for row in stage["rows"]
         ),

@@ -26,19 +26,19 @@ def report(whole: dict[str, Any]) -> str:
 
 
 def _memory(stage: dict[str, Any], settings: dict[str, Any]) -> list[str]:
-    return [
-        "Peak anonymous memory while the tokens are read, cache in u8. Pages of the mapped IR are not in it. Memory that "
-        "was freed goes back to the system (`edge.runtime.memory`); in the last row it is left to glibc, as it comes.",
+    lines = [
+        "Peak anonymous memory while the tokens are read, cache in u8. Pages of the mapped IR are not in it. Memory "
+        "that was freed goes back to the system (`edge.runtime.memory`); in the last row it is left to glibc.",
         "",
         "| tokens | measured, MB | plan, MB | off | of it cache, MB | after loading, MB | after the first token, MB |",
         "| --- | --- | --- | --- | --- | --- | --- |",
-        *(
-            f"| {row['tokens']:,}{'' if row['return_freed'] else ', left to glibc'} | {_mb(row['peak_anonymous'])} | "
-            f"{_mb(row['plan']['needed_bytes'])} | {row['plan_off']:+.1%} | {_mb(row['kv_used_bytes'])} | {_mb(row['anonymous_at_load'])} | "
-            f"{_mb(row['anonymous_at_start'])} |"
-            for row in stage["rows"]
-        ),
     ]
+    for row in stage["rows"]:
+        tokens = f"{row['tokens']:,}" + ("" if row["return_freed"] else ", left to glibc")
+        parts = [_mb(row[key]) for key in ("kv_used_bytes", "anonymous_at_load", "anonymous_at_start")]
+        planned = [_mb(row["peak_anonymous"]), _mb(row["plan"]["needed_bytes"]), f"{row['plan_off']:+.1%}"]
+        lines.append(f"| {' | '.join([tokens, *planned, *parts])} |")
+    return lines
 
 
 def _kv(stage: dict[str, Any], settings: dict[str, Any]) -> list[str]:

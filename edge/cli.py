@@ -17,6 +17,7 @@ from edge.commands.chat import chat, ui
 from edge.commands.devices import devices
 from edge.commands.export import export
 from edge.commands.parity import parity
+from edge.commands.plan import plan
 from edge.commands.reference import reference
 from edge.commands.verify import verify
 from edge.errors import EdgeError
@@ -42,7 +43,7 @@ def cli() -> None:
     """
 
 
-for command in (export, verify, chat, ui, devices, reference, parity):
+for command in (export, verify, plan, chat, ui, devices, reference, parity):
     cli.add_command(command)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edge.errors import ContextError
+from edge.errors import ContextError, UsageError
 
 GROUP = 64
 """Weights that share a scale are a multiple of this, or a whole row: the road to the NPU unpacks so many at a time."""
@@ -18,6 +18,10 @@ MIN_RESPONSE_LEN = 128
 """Tokens that the answer always has room for: OpenVINO's default."""
 PREFILL_CHUNK = 256
 """Tokens of a prompt read at once, and kept for the next turn."""
+ALIGNMENT = 64
+"""OpenVINO rounds both lengths up to multiples of it."""
+PROMPT_STEP = 1024
+"""A longer prompt's room is a multiple of this; newer compilers would take smaller steps."""
 
 REHEARSED = "on the CPU, not on NPU hardware"
 """What has to stand beside every result of a rehearsal."""
@@ -78,11 +82,27 @@ def check_prompt(tokens: int, max_prompt: int = MAX_PROMPT_LEN) -> None:
         )
 
 
-def npu_lengths(context: int | None, context_length: int) -> tuple[int, int]:
-    """MAX_PROMPT_LEN and MIN_RESPONSE_LEN for a context of so many tokens; None: OpenVINO's defaults."""
+def npu_lengths(context: int | None) -> tuple[int, int]:
+    """MAX_PROMPT_LEN and MIN_RESPONSE_LEN for a conversation of `context` tokens; OpenVINO's own for None.
+
+    Their sum is never above `context`. OpenVINO rounds both up to 64, and a prompt longer than a chunk of the prefill
+    up to whole chunks (1,024 on older compilers), so that they are chosen rounded. What the chunks leave over
+    is the answer's.
+
+    Raises:
+        UsageError: the context is too short for any prompt and an answer.
+    """
     if context is None:
         return MAX_PROMPT_LEN, MIN_RESPONSE_LEN
-    return context, MIN_RESPONSE_LEN
+    left = context - MIN_RESPONSE_LEN
+    step = PROMPT_STEP if left >= PROMPT_STEP else ALIGNMENT
+    prompt = left // step * step
+    if prompt <= 0:
+        raise UsageError(
+            f"a context of {context:,} tokens leaves the NPU no room for a prompt",
+            hint=f"It takes at least {MIN_RESPONSE_LEN + ALIGNMENT} tokens, {MIN_RESPONSE_LEN} of them for the answer.",
+        )
+    return prompt, (context - prompt) // ALIGNMENT * ALIGNMENT
 
 
 def npu_properties(max_prompt: int, min_response: int, *, rehearse: bool) -> dict[str, Any]:

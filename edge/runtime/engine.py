@@ -69,7 +69,7 @@ class Engine:
         self.max_prompt: int | None = None
         """Tokens a prompt may have, where that is less than the context (the NPU's fixed shapes)."""
         if settings.device == "NPU":
-            self.max_prompt, response = npu_lengths(settings.context, manifest.architecture.context_length)
+            self.max_prompt, response = _npu_lengths(settings, manifest)
             self.context_length = self.max_prompt + response
 
     @classmethod
@@ -92,7 +92,7 @@ class Engine:
         properties = {name: value for name, value in properties.items() if value is not None}
         try:
             if settings.device == "NPU":
-                lengths = npu_lengths(settings.context, manifest.architecture.context_length)
+                lengths = _npu_lengths(settings, manifest)
                 properties = {**npu_properties(*lengths, rehearse=settings.rehearse), **properties}
                 return cls._in_turn(folder, manifest, settings, properties)
             if properties.get("ATTENTION_BACKEND") == "SDPA":
@@ -319,6 +319,11 @@ def _streamer(write: Write) -> Any:
             """Nothing is kept back here."""
 
     return Streamer()
+
+
+def _npu_lengths(settings: Settings, manifest: Manifest) -> tuple[int, int]:
+    longest = manifest.architecture.context_length
+    return npu_lengths(None if settings.context is None else min(settings.context, longest))
 
 
 def _outcome(status: Any) -> tuple[bool, bool]:

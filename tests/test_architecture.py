@@ -14,7 +14,7 @@ import pytest
 import edge
 
 PACKAGE = Path(edge.__file__).parent
-CORE = {"errors", "manifest", "messages", "files", "npu", "infer"}
+CORE = {"errors", "manifest", "messages", "files", "npu", "infer", "golden", "precise"}
 # room → rooms it may import, besides core and itself
 ARROWS = {
     "core": set(),
@@ -102,7 +102,7 @@ def test_nothing_reports_to_anybody() -> None:
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=120).returncode == 0
 
 
-HELPS = [[], ["export"], ["verify"], ["chat"], ["ui"]]
+HELPS = [[], ["export"], ["verify"], ["canary"], ["chat"], ["ui"]]
 LIGHT = {"edge", "click", "colorama", "openvino_telemetry"}  # the last is only kept away
 
 

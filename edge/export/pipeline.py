@@ -15,11 +15,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from edge import manifest
+from edge import golden, manifest, precise
 from edge.errors import OutputError, RecipeError, VerificationError
-from edge.export import fp16, streaming, verify, verify_ir, verify_parts, verify_text
+from edge.export import streaming, verify, verify_ir, verify_parts, verify_text
 from edge.export.calibration import UserText, calibration_samples
 from edge.export.digests import Digests
+from edge.export import golden as golden_logits
 from edge.export.forecast import check_memory
 from edge.export.layerwise import Layerwise
 from edge.export.recipe import SMALL, Recipe
@@ -200,7 +201,7 @@ def _run(job: Job, digests: Digests, progress: Progress) -> manifest.Manifest:
         streaming.write_model(
             checkpoint, recipe, store, model_file, progress, make_layer=make_layer, done_with=digests.done_with
         )
-        fp16.mark(model_file)
+        precise.mark(model_file)
         _write_companions(job, work, tokenizer)
         for check in _prove(job, work, tokenizer, reference, proof_ids, progress):
             keep(check)
@@ -230,6 +231,9 @@ def _prove(
         else:
             yield verify.check_compression(model_file, reference, proof_ids)
         yield fusions.result()
+    kept = golden_logits.compute(model_file, spec, golden_logits.token_ids(tokenizer, spec.context_length), progress)
+    golden.write(kept, work)
+    yield golden_logits.check_golden(model_file, kept)
     if job.target == "npu" and spec.parameter_count() < SMALL:  # it takes the memory of the whole model twice
         progress("rehearsing the NPU", 0, 0)
         yield rehearse(model_file, proof_ids)

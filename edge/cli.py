@@ -13,6 +13,7 @@ import sys
 import click
 
 from edge import __version__
+from edge.commands.canary import canary
 from edge.commands.chat import chat, ui
 from edge.commands.export import export
 from edge.commands.verify import verify
@@ -39,7 +40,7 @@ def cli() -> None:
     """
 
 
-for command in (export, verify, chat, ui):
+for command in (export, verify, canary, chat, ui):
     cli.add_command(command)
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge import golden as goldens
-from edge.errors import DeviceError
+from edge.errors import DeviceError, ModelError
 from edge.golden import Golden
 from edge.manifest import MODEL_FILE
 from edge.messages import Progress
@@ -29,11 +29,16 @@ if TYPE_CHECKING:
 QUICK = (1, 17, 33)
 """Lengths of the prompts that are tried at a first load: short, and beyond one block of every cache."""
 
-# Thresholds, in nats. See `benchmarks`.
-MAX_KL = 1.0
-MEAN_KL = 0.3
-MEAN_ERROR = 0.5
+# Thresholds, in nats. The pocket model in int4, which is more sensitive than a large one, on a sound CPU in every
+# precision, with the cache in 8 bits and in groups of 32 and 128 for dynamic quantisation: KL at most 0.09, 0.02 on
+# average; known tokens' log-probabilities 0.31 off on average, a next token 0.17 below the right one. With a cache in
+# 4 bits: 0.81, 0.24, 0.44 and 0.42. One matrix of a middle layer with its bits flipped: 1.7 to 7, 0.6 to 4, 1.1 to 4.5.
+MAX_KL = 0.75
+MEAN_KL = 0.15
+MEAN_ERROR = 0.8
 MAX_GAP = 3.0
+_COARSE = 4.0
+"""Times that, of KL, where a cache in 4 bits was asked for."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ def quick(engine: Probing, golden: Golden, lengths: Sequence[int] = QUICK) -> Fi
         rows.append({"length": length, "token_gap": _number(gap), "mean_error": _number(error) if known else None})
         if reason is None:
             if not math.isfinite(error):
-                reason = _no_numbers(length)
+                reason = f"at {length} tokens the logits are not numbers"
             elif error > MEAN_ERROR:
                 reason = _far(length, error)
             elif gap > MAX_GAP:
@@ -100,7 +105,7 @@ def thorough(
     Figures: the device, whether it was a rehearsal, and `at_once` and `one_by_one`, a `Reading` for each length.
 
     Raises:
-        ModelError: the folder holds no exported model.
+        ModelError: the folder holds no exported model, or another model's golden logits.
         DeviceError: the device does not take it, or failed.
     """
     progress("compiling for " + settings.device, 0, 0)
@@ -123,26 +128,23 @@ def thorough(
         "top1_agreement": float(np.mean([reading.same_token for reading in both])),
         "at_once": [asdict(reading) for reading in readings], "one_by_one": [asdict(reading) for reading in steps],
     }  # fmt: skip
-    reason = _wrong(readings, "") or _wrong(steps, ", read one by one,")
-    if reason is None and figures["kl_mean"] > MEAN_KL:
+    room = _COARSE if str(settings.properties.get("KV_CACHE_PRECISION", "")) in ("u4", "i4") else 1.0
+    reason = _wrong(readings, "", room) or _wrong(steps, ", read one by one,", room)
+    if reason is None and figures["kl_mean"] > room * MEAN_KL:
         reason = f"its next tokens lie {figures['kl_mean']:.2g} nats from the right ones on average"
     return Finding(reason is None, reason, figures)
 
 
-def _wrong(readings: Sequence[Reading], how: str) -> str | None:
+def _wrong(readings: Sequence[Reading], how: str, room: float) -> str | None:
     for reading in readings:
         where = f"at {reading.length} tokens{how}"
         if reading.kl is None:
             return f"{where} the logits are not numbers"
-        if reading.kl > MAX_KL:
+        if reading.kl > room * MAX_KL:
             return f"{where} its next token lies {reading.kl:.2g} nats (KL) from the right one"
         if reading.mean_error is not None and reading.mean_error > MEAN_ERROR:
             return _far(reading.length, reading.mean_error, how)
     return None
-
-
-def _no_numbers(length: int) -> str:
-    return f"at {length} tokens the logits are not numbers"
 
 
 def _far(length: int, error: float, how: str = "") -> str:
@@ -181,6 +183,11 @@ def _reading(golden: Golden, length: int, logits: NDArray[np.float32]) -> Readin
     from edge.infer import kl_divergence
 
     last, expected = logits[-1], golden.last(length)
+    if last.shape != expected.shape:
+        raise ModelError(
+            f"{goldens.FILE_NAME} is another model's: of {len(expected):,} entries, not {len(last):,}",
+            hint="Export the model again.",
+        )
     whole = len(logits) == length and length > 1
     error = None
     if whole:

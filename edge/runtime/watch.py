@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-RUN = 64
-"""Tokens in a row, of at most `_CYCLE` kinds, that are garbage."""
+RUN = 128
+"""Tokens in a row, of one kind or of a few in a circle, that are garbage."""
 _ASKED = 4  # times that, where the prompt ends with the token: it may have been asked for
 _RECENT = 1024  # tokens of the prompt's end that are looked at
 _CYCLE = 4

@@ -46,6 +46,12 @@ class Golden:
         """Logits [vocabulary] after the prompt of this length, one of `lengths`."""
         return self.logits[self.lengths.index(length)]
 
+    def upto(self, tokens: int) -> Golden:
+        """Without the prompts that are longer."""
+        lengths = tuple(length for length in self.lengths if length <= tokens)
+        end = max(lengths)
+        return Golden(self.token_ids[:end], self.log_probs[: end - 1], lengths, self.logits[: len(lengths)])
+
     @classmethod
     def of(cls, token_ids: NDArray[np.int64], logits: NDArray[np.float32], lengths: tuple[int, ...]) -> Golden:
         """From the logits [S, vocabulary] of every position."""

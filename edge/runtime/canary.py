@@ -26,8 +26,9 @@ from edge.runtime.settings import Settings
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-QUICK = (1, 17, 33)
-"""Lengths of the prompts that are tried at a first load: short, and beyond one block of every cache."""
+QUICK = (1, 15, 33)
+"""Lengths of the prompts that are tried at a load. None fills a block of the prefix cache (16 tokens on GPU, 32 on CPU)
+that a longer one begins with, so that all are really read; the last goes beyond two blocks."""
 
 # Thresholds, in nats. The pocket model in int4, which is more sensitive than a large one, on a sound CPU in every
 # precision, with the cache in 8 bits and in groups of 32 and 128 for dynamic quantisation: KL at most 0.09, 0.02 on
@@ -69,8 +70,9 @@ class Reading:
 def quick(engine: Probing, golden: Golden, lengths: Sequence[int] = QUICK) -> Finding:
     """Look at a loaded pipeline through its own eyes: log-probabilities of a known text, and its next token.
 
-    Costs as much as reading `sum(lengths)` tokens, and warms up on the way. Figures, by length: `token_gap`, how far
-    the golden logits put its next token below their own choice, and `mean_error` of the log-probabilities, in nats.
+    Costs as much as reading `sum(lengths)` tokens, and warms up on the way; ends at the first length that is wrong. A
+    NaN among the log-probabilities stands for logits that are none. Figures, by length: `token_gap`, how far the golden
+    logits put its next token below their own choice, and `mean_error` of the log-probabilities, in nats.
 
     Raises:
         DeviceError: the device failed.
@@ -81,19 +83,18 @@ def quick(engine: Probing, golden: Golden, lengths: Sequence[int] = QUICK) -> Fi
         probe = engine.probe(golden.prompt(length).tolist())
         last = golden.last(length)
         gap = float(last.max() - last[probe.token]) if 0 <= probe.token < len(last) else math.inf
-        error = 0.0
-        if probe.log_probs:
-            told = np.array(probe.log_probs, np.float64)
-            error = float(np.abs(told - golden.log_probs[: length - 1]).mean())
-        known = probe.log_probs is not None and length > 1
-        rows.append({"length": length, "token_gap": _number(gap), "mean_error": _number(error) if known else None})
-        if reason is None:
-            if not math.isfinite(error):
-                reason = f"at {length} tokens the logits are not numbers"
-            elif error > MEAN_ERROR:
-                reason = _far(length, error)
-            elif gap > MAX_GAP:
-                reason = f"at {length} tokens it goes on with a token that lies {gap:.1f} nats below the right one"
+        told = np.array(probe.log_probs or (), np.float64)
+        known = len(told) == length - 1 > 0
+        error = float(np.abs(told - golden.log_probs[: length - 1]).mean()) if known else None
+        rows.append({"length": length, "token_gap": _number(gap), "mean_error": _number(error)})
+        if not np.isfinite(told).all():
+            reason = f"at {length} tokens the logits are not numbers"
+        elif error is not None and error > MEAN_ERROR:
+            reason = _far(length, error)
+        elif gap > MAX_GAP:
+            reason = f"at {length} tokens it goes on with a token that lies {gap:.1f} nats below the right one"
+        if reason is not None:
+            break
     return Finding(reason is None, reason, {"by_length": rows})
 
 
@@ -108,9 +109,15 @@ def thorough(
         ModelError: the folder holds no exported model, or another model's golden logits.
         DeviceError: the device does not take it, or failed.
     """
-    progress("compiling for " + settings.device, 0, 0)
+    progress(f"compiling for {settings.device}", 0, 0)
+    properties = {name: value for name, value in settings.properties.items() if value is not None}
+    if settings.precision == "f32":
+        properties["INFERENCE_PRECISION_HINT"] = "f32"
+    if settings.device == "NPU":
+        properties = _npu(properties, settings)
+        golden = golden.upto(properties["NPUW_LLM_MAX_PROMPT_LEN"])
     try:
-        request = _compiled(folder, settings, golden)
+        request = _compiled(folder, settings, properties)
         readings = _at_once(request, golden, progress)
         steps = _one_by_one(request, golden, progress)
     except RuntimeError as error:
@@ -201,32 +208,27 @@ def _reading(golden: Golden, length: int, logits: NDArray[np.float32]) -> Readin
     )  # fmt: skip
 
 
-def _compiled(folder: Path, settings: Settings, golden: Golden) -> Any:
-    """An infer request for the IR with the settings that the pipeline would be loaded with."""
+def _compiled(folder: Path, settings: Settings, properties: dict[str, Any]) -> Any:
+    """An infer request for the IR, or for its variant with the guilty nodes in f32."""
     from edge import precise
     from edge.files import home
     from edge.infer import core
 
     if settings.precision == "guilty nodes":
         folder = precise.variant(folder, home() / "variants")
-    properties = {name: value for name, value in settings.properties.items() if value is not None}
-    if settings.precision == "f32":
-        properties["INFERENCE_PRECISION_HINT"] = "f32"
-    if settings.device == "NPU":
-        properties = _npu(properties, rehearse=settings.rehearse)
     model = core().read_model(folder / MODEL_FILE)
     return core().compile_model(model, settings.device, properties).create_infer_request()
 
 
-def _npu(properties: dict[str, Any], *, rehearse: bool) -> dict[str, Any]:
-    """GenAI's names for the NPU's lengths, as the plugin itself knows them; room for the text, if nothing is said."""
+def _npu(properties: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    """What GenAI would make of them for the plugin, which has names of its own for the lengths."""
     from edge import npu
 
-    most = int(properties.pop("MAX_PROMPT_LEN", npu.MAX_PROMPT_LEN))
+    most = int(properties.pop("MAX_PROMPT_LEN", settings.context or npu.MAX_PROMPT_LEN))
     least = int(properties.pop("MIN_RESPONSE_LEN", npu.MIN_RESPONSE_LEN))
-    make = npu.rehearsal_properties if rehearse else npu.properties
+    make = npu.rehearsal_properties if settings.rehearse else npu.properties
     return {**make(most, least), **properties}
 
 
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _number(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

@@ -44,7 +44,8 @@ class Golden:
 
     def last(self, length: int) -> NDArray[np.float32]:
         """Logits [vocabulary] after the prompt of this length, one of `lengths`."""
-        return self.logits[self.lengths.index(length)]
+        found: NDArray[np.float32] = self.logits[self.lengths.index(length)]
+        return found
 
     def upto(self, tokens: int) -> Golden:
         """Without the prompts that are longer."""

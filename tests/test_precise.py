@@ -52,7 +52,7 @@ def test_it_marks_what_overflows_and_shares_the_weights(folder: Path, tmp_path: 
                      "mlp_residual")
     }  # fmt: skip
     assert before < marked(made) and marked(folder) == before
-    assert os.path.samefile(made / BIN, folder / BIN)
+    assert (made / BIN).samefile(folder / BIN)
     assert {path.name for path in folder.iterdir()} < {path.name for path in made.iterdir()}
     own = sum(path.stat().st_size for path in made.iterdir() if path.stat().st_nlink == 1)
     assert own < 1.1 * (folder / XML).stat().st_size + 10_000
@@ -67,7 +67,7 @@ def test_it_is_used_again_until_the_model_changes(folder: Path, tmp_path: Path) 
     shutil.copyfile(folder / BIN, tmp_path / "bin")  # as a new export would: another file in its place
     (tmp_path / "bin").replace(folder / BIN)
     assert precise.variant(folder, tmp_path / "cache") == made and not (made / "was here").exists()
-    assert os.path.samefile(made / BIN, folder / BIN)
+    assert (made / BIN).samefile(folder / BIN)
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [made.name]
 
 

@@ -24,7 +24,7 @@ from edge.export.verify_ir import LARGE, size_of
 from edge.export.verify_parts import row_order, source_name
 from edge.golden import Golden
 from edge.infer import EXACT, core, infer, kl_divergence
-from edge.manifest import Check
+from edge.manifest import MODEL_FILE, Check
 from edge.messages import Progress
 from edge.model import forward
 from edge.model.checkpoint import Weight
@@ -36,6 +36,14 @@ _BLOCK = 1 << 20  # weights at a time: in f32 they stay in the cache that the mu
 _FLOATS = {"bf16": ("<u2", "BF16"), "f16": ("<f2", "F16"), "f32": ("<f4", "F32")}
 # In exact arithmetic on the CPU; the pocket model's largest KL over a prompt is 1e-9.
 _SAME = 1e-4
+
+
+def keep_golden(folder: Path, spec: GlmSpec, tokenizer: Any, progress: Progress) -> Check:
+    """Compute the golden logits of the IR in `folder`, put them beside it, and check them."""
+    model_file = folder / MODEL_FILE
+    kept = compute(model_file, spec, token_ids(tokenizer, spec.context_length), progress)
+    golden.write(kept, folder)
+    return check_golden(model_file, kept)
 
 
 def token_ids(tokenizer: Any, context_length: int) -> NDArray[np.int64]:
@@ -201,7 +209,8 @@ def _numbers(data: NDArray[np.uint8], precision: str) -> Array:
         return Weight(data.view(storage), name).f32()
     if precision in ("i8", "u8"):
         return data.view(np.int8 if precision == "i8" else np.uint8).astype(np.float32)
-    return _four(precision)[data.view("<u2")].view(np.float32)
+    numbers: Array = _four(precision)[data.view("<u2")].view(np.float32)
+    return numbers
 
 
 @functools.cache

@@ -15,13 +15,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from edge import golden, manifest, precise
+from edge import manifest, precise
 from edge.errors import OutputError, RecipeError, VerificationError
 from edge.export import streaming, verify, verify_ir, verify_parts, verify_text
 from edge.export.calibration import UserText, calibration_samples
 from edge.export.digests import Digests
-from edge.export import golden as golden_logits
 from edge.export.forecast import check_memory
+from edge.export.golden import keep_golden
 from edge.export.layerwise import Layerwise
 from edge.export.recipe import SMALL, Recipe
 from edge.export.rehearse import rehearse
@@ -231,9 +231,7 @@ def _prove(
         else:
             yield verify.check_compression(model_file, reference, proof_ids)
         yield fusions.result()
-    kept = golden_logits.compute(model_file, spec, golden_logits.token_ids(tokenizer, spec.context_length), progress)
-    golden.write(kept, work)
-    yield golden_logits.check_golden(model_file, kept)
+    yield keep_golden(work, spec, tokenizer, progress)
     if job.target == "npu" and spec.parameter_count() < SMALL:  # it takes the memory of the whole model twice
         progress("rehearsing the NPU", 0, 0)
         yield rehearse(model_file, proof_ids)

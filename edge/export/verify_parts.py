@@ -122,6 +122,7 @@ def source_name(weight: ir.IrWeight) -> str | None:
 
 
 def row_order(spec: GlmSpec, kind: str) -> NDArray[np.int64] | None:
+    """Which of the checkpoint's rows each row of a matrix of ours is; None: its own."""
     heads = {"q_proj": spec.num_heads, "k_proj": spec.num_kv_heads}.get(kind)
     return None if heads is None else rotary_row_order(heads, spec.head_dim, spec.rotary_dim)
 

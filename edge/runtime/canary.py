@@ -128,17 +128,18 @@ def thorough(
         ) from error
     both = readings + steps
     numbers = [reading.kl for reading in both if reading.kl is not None]
+    whole = len(numbers) == len(both)
+    kl_mean = float(np.mean(numbers)) if whole else None
     figures = {
         "device": settings.device, "precision": settings.precision, "rehearsal": settings.rehearse,
-        "kl_mean": float(np.mean(numbers)) if len(numbers) == len(both) else None,
-        "kl_max": max(numbers) if len(numbers) == len(both) else None,
+        "kl_mean": kl_mean, "kl_max": max(numbers) if whole else None,
         "top1_agreement": float(np.mean([reading.same_token for reading in both])),
         "at_once": [asdict(reading) for reading in readings], "one_by_one": [asdict(reading) for reading in steps],
     }  # fmt: skip
     room = _COARSE if str(settings.properties.get("KV_CACHE_PRECISION", "")) in ("u4", "i4") else 1.0
     reason = _wrong(readings, "", room) or _wrong(steps, ", read one by one,", room)
-    if reason is None and figures["kl_mean"] > room * MEAN_KL:
-        reason = f"its next tokens lie {figures['kl_mean']:.2g} nats from the right ones on average"
+    if reason is None and kl_mean is not None and kl_mean > room * MEAN_KL:
+        reason = f"its next tokens lie {kl_mean:.2g} nats (KL) from the right ones on average"
     return Finding(reason is None, reason, figures)
 
 

@@ -144,7 +144,9 @@ def test_a_mark_is_read_back_and_survives_another_saving(tiny: Path, tmp_path: P
     checkpoint = Checkpoint(tiny)
     model = saved(fp16.guard(graph.build_model(checkpoint.spec, checkpoint.weight)), tmp_path / "first")
     names = {node.get_friendly_name() for node in model.get_ops() if precise.marked(node)}
-    assert names == {node.get_friendly_name() for node in model.get_ops() if precise.PRECISE in node.get_friendly_name()}
+    assert names == {
+        node.get_friendly_name() for node in model.get_ops() if precise.PRECISE in node.get_friendly_name()
+    }
     assert {"model.norm/precise.square", "rotary/precise.angles"} <= names
     again = saved(model, tmp_path / "second", marks=False)
     assert {node.get_friendly_name() for node in again.get_ops() if precise.marked(node)} == names

@@ -148,7 +148,7 @@ def claim_other_groups(folder: Path) -> None:
     ("damage", "failed", "said"),
     [
         (truncate, {"files"}, "openvino_model.bin has"),
-        (swap_layers, {"rows", "compression", "golden"}, "gate_up_proj.weight of the finished model is not the checkpoint's"),
+        (swap_layers, {"rows", "compression", "golden"}, "gate_up_proj.weight of the finished model is not"),
         (edit_template, {"template"}, "another chat template"),
         (remove_eos, {"stop ids"}, "[2] belongs among them"),
         (swap_tokenizer, {"tokenizer", "template"}, "differs from the checkpoint's on"),

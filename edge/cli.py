@@ -13,6 +13,7 @@ import sys
 import click
 
 from edge import __version__
+from edge.commands.canary import canary
 from edge.commands.chat import chat, ui
 from edge.commands.devices import devices
 from edge.commands.export import export
@@ -43,7 +44,7 @@ def cli() -> None:
     """
 
 
-for command in (export, verify, plan, chat, ui, devices, reference, parity):
+for command in (export, verify, chat, ui, devices, plan, canary, reference, parity):
     cli.add_command(command)
 
 

@@ -27,21 +27,24 @@ REHEARSED = "on the CPU, not on NPU hardware"
 """What has to stand beside every result of a rehearsal."""
 
 
-def rehearsal_properties(max_prompt: int = MAX_PROMPT_LEN, min_response: int = MIN_RESPONSE_LEN) -> dict[str, Any]:
-    """Properties with which the device "NPU" compiles a model for its fixed shapes, but runs it on the CPU.
-
-    That shows shapes, prompt limits and the cache; not the NPU's compiler, nor its arithmetic.
-    """
+def properties(max_prompt: int = MAX_PROMPT_LEN, min_response: int = MIN_RESPONSE_LEN) -> dict[str, Any]:
+    """Properties with which the device "NPU" compiles a language model for its fixed shapes."""
     return {
         "NPU_USE_NPUW": "YES",
         "NPUW_LLM": "YES",
-        "NPUW_DEVICES": "CPU",
-        "NPUW_ONLINE_PIPELINE": "NONE",
         "NPUW_LLM_BATCH_DIM": 0,
         "NPUW_LLM_SEQ_LEN_DIM": 2,
         "NPUW_LLM_MAX_PROMPT_LEN": max_prompt,
         "NPUW_LLM_MIN_RESPONSE_LEN": min_response,
     }
+
+
+def rehearsal_properties(max_prompt: int = MAX_PROMPT_LEN, min_response: int = MIN_RESPONSE_LEN) -> dict[str, Any]:
+    """Those `properties`, but the model runs on the CPU.
+
+    That shows shapes, prompt limits and the cache; not the NPU's compiler, nor its arithmetic.
+    """
+    return {**properties(max_prompt, min_response), "NPUW_DEVICES": "CPU", "NPUW_ONLINE_PIPELINE": "NONE"}
 
 
 def recipe_notes(model: Any) -> dict[str, str]:

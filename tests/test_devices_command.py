@@ -12,8 +12,7 @@ from edge.cli import _run
 from edge.runtime import devices
 from edge.runtime.choices import Choices, Kept
 from edge.runtime.settings import Settings
-from tests.runtime.test_choices import write_model
-from tests.runtime.test_devices import laptop
+from tests.runtime.test_devices import laptop, write_model
 
 
 @pytest.fixture

@@ -13,13 +13,12 @@ import psutil
 from edge import npu
 from edge.errors import DeviceError
 from edge.manifest import MODEL_FILE, Manifest
+from edge.runtime import plan as plans
 
 AUTO = "AUTO"
 _PLACE = r"(CPU|GPU(\.\d+)?|NPU)"
 _KNOWN = re.compile(rf"{_PLACE}|AUTO|HETERO:{_PLACE}(,{_PLACE})+")
 _PRECISION = re.compile(r"[BN]?FP?\d+(_\w+)?|INT\d+")
-# Weights are repacked at the first inference, beside what the file holds: 9.9 GB resident for an IR of 5.4 GB.
-_CPU_MEMORY = 1.83
 
 Ask = Callable[[str, str], Any]
 """A property of a device; None where it does not tell."""
@@ -167,7 +166,7 @@ class DeviceFacts:
     why_not: str | None = None
     """Why the model may not run there."""
     needs_bytes: int | None = None
-    """The least memory that the model takes there."""
+    """The memory that the model takes there for a short conversation (`plan.SHORTEST` tokens)."""
     remark: str | None = None
 
 
@@ -190,7 +189,8 @@ def describe(
             facts.append(_facts(device, lambda *_: None, _absence(device)))
     if folder is None or manifest is None:
         return facts
-    return [_with_model(each, manifest, folder) for each in facts]
+    shape = plans.Shape.read(folder)
+    return [_with_model(each, manifest, shape, folder) for each in facts]
 
 
 def _facts(device: str, ask: Ask, absent: str | None) -> DeviceFacts:
@@ -210,10 +210,13 @@ def _facts(device: str, ask: Ask, absent: str | None) -> DeviceFacts:
     )  # fmt: skip
 
 
-def _with_model(facts: DeviceFacts, manifest: Manifest, folder: Path) -> DeviceFacts:
-    needs = sum(size for name, size in manifest.bytes.items() if name == Path(MODEL_FILE).with_suffix(".bin").name)
-    if facts.device == "CPU":
-        needs = int(_CPU_MEMORY * needs)
+def _with_model(facts: DeviceFacts, manifest: Manifest, shape: plans.Shape, folder: Path) -> DeviceFacts:
+    total, device = facts.memory_bytes or 0, facts.device
+    context = min(plans.SHORTEST, shape.context_length)
+    kv_precision = plans.kv_default(device)
+    needs = plans.plan(
+        shape, context, device=device, kv_precision=kv_precision, available=total, total=total
+    ).needed_bytes
     why = facts.absent or illegal(facts.device, manifest, folder)
     remark = None
     if why is None and facts.memory_bytes is not None and needs > facts.memory_bytes:

@@ -17,19 +17,10 @@ import pytest
 from edge.runtime import choices as keeping
 from edge.runtime.choices import Choices, Kept
 from edge.runtime.settings import Settings
-from tests.runtime.test_devices import LAPTOP, laptop, manifest
+from tests.runtime.test_devices import LAPTOP, laptop, manifest, write_model
 
 GPU = Settings("GPU", {"KV_CACHE_PRECISION": "u8"})
 WRONG = Kept(False, "GPU computes wrongly: at 17 tokens")
-
-
-def write_model(folder: Path, weights: bytes = b"weights", **changes: Any) -> Path:
-    """What of an exported model's folder is looked at before it is loaded."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "openvino_model.xml").write_text("<net/>")
-    (folder / "openvino_model.bin").write_bytes(weights)
-    manifest(bytes={"openvino_model.bin": len(weights)}, **changes).write(folder)
-    return folder
 
 
 @pytest.fixture
@@ -67,7 +58,7 @@ def test_it_holds_for_nothing_else(choices: Choices, model: Path, change: str, m
         (model / "openvino_model.bin").write_bytes(b"WEIGHTS")
         os.utime(model / "openvino_model.bin", ns=(known.st_atime_ns, known.st_mtime_ns + 1_000_000_000))
     elif change == "edge.json":
-        manifest(bytes={"openvino_model.bin": 7}, created="2026-02-02T00:00:00+00:00").write(model)
+        manifest(created="2026-02-02T00:00:00+00:00").write(model)
     else:
         asked = dataclasses.replace(GPU, context=2048)
     assert choices.get(model, asked) is None

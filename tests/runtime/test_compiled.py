@@ -12,8 +12,7 @@ from edge import files
 from edge.runtime import choices
 from edge.runtime.compiled import compiled_folder
 from edge.runtime.settings import Settings
-from tests.runtime.test_choices import write_model
-from tests.runtime.test_devices import LAPTOP, laptop
+from tests.runtime.test_devices import LAPTOP, laptop, write_model
 
 GPU, NPU = Settings("GPU"), Settings("NPU", context=2048)
 
@@ -45,7 +44,6 @@ def test_the_next_start_finds_it(model: Path, tmp_path: Path, monkeypatch: pytes
 
 def test_it_is_not_kept_where_it_saves_nothing(model: Path, tmp_path: Path) -> None:
     assert compiled_folder(model, Settings("CPU"), laptop) is None
-    assert compiled_folder(model, Settings("NPU", rehearse=True), laptop) is None
     assert not (tmp_path / "home").exists()
 
 
@@ -90,6 +88,11 @@ def test_a_hundred_changes_take_no_more_disk_than_one(model: Path, tmp_path: Pat
 
 def test_what_the_compiler_does_not_see_does_not_matter(model: Path) -> None:
     assert made(model, GPU) == made(model, dataclasses.replace(GPU, context=512, sparse="xattention", evict_beyond=900))
+
+
+def test_a_rehearsal_has_its_own(model: Path) -> None:
+    real = made(model, NPU)
+    assert made(model, dataclasses.replace(NPU, rehearse=True)) != real and real.exists()
 
 
 def test_models_do_not_share_and_one_that_is_gone_leaves_nothing(model: Path, tmp_path: Path) -> None:

@@ -21,8 +21,7 @@ from edge.runtime.opening import open_model
 from edge.runtime.settings import Settings
 from edge.runtime.trial import Outcome
 from tests.conftest import write_checkpoint
-from tests.runtime.test_choices import write_model
-from tests.runtime.test_devices import laptop
+from tests.runtime.test_devices import laptop, write_model
 
 GPU_GUILTY, GPU_F32 = "GPU with what overflows f16 in f32", "GPU with all in f32"
 
@@ -100,22 +99,8 @@ class Laptop:
 @pytest.fixture
 def machine(tmp_path: Path) -> Laptop:
     notes = {"mode": "int4_sym", "group_size": "128", "ratio": "1"}
-    model = write_model(tmp_path / "model", target="npu")
-    write_notes(model, notes)
+    model = write_model(tmp_path / "model", notes=notes, target="npu")
     return Laptop(model, Choices(tmp_path / "choices", laptop))
-
-
-def write_notes(folder: Path, notes: dict[str, str]) -> None:
-    """A readable IR that says so of itself."""
-    import openvino as ov
-
-    port = ov.opset13.parameter([1], ov.Type.f32)
-    model = ov.Model([ov.opset13.result(port)], [port])
-    for key, value in notes.items():
-        model.set_rt_info(value, ["nncf", "weight_compression", key])
-    weights = (folder / "openvino_model.bin").read_bytes()
-    ov.save_model(model, folder / "openvino_model.xml")
-    (folder / "openvino_model.bin").write_bytes(weights)
 
 
 def test_what_works_is_taken_and_nothing_is_said(machine: Laptop) -> None:
@@ -200,7 +185,8 @@ def test_a_device_that_was_unplugged_since(machine: Laptop) -> None:
 
 
 def test_a_recipe_the_npu_does_not_take_is_never_tried(machine: Laptop) -> None:
-    write_notes(machine.model, {"mode": "int4_asym", "group_size": "32", "ratio": "0.73"})
+    notes = {"mode": "int4_asym", "group_size": "32", "ratio": "0.73"}
+    write_model(machine.model, notes=notes, target="npu")
     assert machine.open("NPU") == "GPU"
     assert "NPU" not in machine.tried and "mode int4_asym, group_size 32" in machine.said[0]
     with pytest.raises(DeviceError, match="mode int4_asym"):
@@ -342,7 +328,7 @@ class TestForReal:
 
     def test_the_npus_shapes_are_tried_in_a_child_and_then_loaded(self, tiny_npu: Path) -> None:
         stages: list[str] = []
-        wanted = Settings("NPU", context=128, rehearse=True)
+        wanted = Settings("NPU", context=256, rehearse=True)
         for expected in (["trying NPU in a process of its own", "loading out on NPU's shapes on the CPU"],
                          ["loading out on NPU's shapes on the CPU"]):  # fmt: skip
             stages.clear()

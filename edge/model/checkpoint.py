@@ -58,6 +58,11 @@ class Weight:
             return bits.view(np.float32)
         return self.raw.astype(np.float32)
 
+    def times(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """x [S, columns] times the transposed matrix: [S, rows]."""
+        out: NDArray[np.float32] = x @ self.f32().T
+        return out
+
 
 class Checkpoint:
     """A folder of safetensors whose tensors all exist, with the right shapes, before work starts.

@@ -19,6 +19,7 @@ ROADS: dict[str, dict[str, Any]] = {
     "layer, triton, flex": {"attention": "flex"},
     "layer, triton, sdpa": {"attention": "sdpa"},
     "layer, triton, matmul": {"attention": "matmul"},
+    "layer, tuned, products": {"gemv": "tuned"},
     "layer, library, products": {"gemv": "library"},
     "layer, autotune, products": {"gemv": "autotune"},
     "step, triton, products": {"compiled": "step"},

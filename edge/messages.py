@@ -67,3 +67,7 @@ class Chunk:
     text: str
     usage: Usage | None = None
     token_ids: tuple[int, ...] = field(default=())
+    notice: str | None = None
+    """Something about the answer, for the person, not part of it: one line."""
+    restart: bool = False
+    """What came of this answer before is void; it begins again."""

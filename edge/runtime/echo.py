@@ -30,6 +30,7 @@ class EchoEngine:
         self.name = "echo"
         self.device = "CPU"
         self.context_length = context_length
+        self.max_prompt: int | None = None
         self._seconds_per_token = seconds_per_token
         self._prefill_seconds = prefill_seconds
         self._lock = threading.Lock()

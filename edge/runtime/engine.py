@@ -1,4 +1,4 @@
-"""A model on a device, answering. The only importer of openvino_genai."""
+"""A model on a device, answering."""
 
 from __future__ import annotations
 
@@ -8,36 +8,22 @@ import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from edge.errors import DeviceError, EdgeError, ModelError, UsageError
 from edge.manifest import Manifest
 from edge.messages import Chunk, Message, Sampling
-from edge.npu import check_prompt, npu_lengths, npu_properties
-from edge.runtime import devices
+from edge.npu import check_prompt
 from edge.runtime import sampling as samplings
-from edge.runtime.batching import Batching
 from edge.runtime.context import room_for_answer
 from edge.runtime.interface import Probe
+from edge.runtime.pipelines import Backend, Opened, chat_history, open_pipeline
+from edge.runtime.plan import BLOCK
 from edge.runtime.prefix import PrefixMemory, Reading
 from edge.runtime.settings import Settings
 from edge.runtime.stream import Running, Turn, Write, stream_tokens
-
-_TOGETHER = 8  # answers at once; one more waits. Decode on two cores gains little above
-_BLOCK = {"CPU": 32, "GPU": 16}  # tokens in a block of the plugin's KV cache
-_STEP_TOKENS = {"CPU": 256, "GPU": 1024}  # of a prompt, between two looks at whether to go on
-
-
-class Backend(Protocol):
-    """What turns a prompt into tokens: a pipeline of GenAI's, and how it is asked."""
-
-    def generate(self, prompt: Any, config: Any, write: Write, reading: Reading) -> tuple[list[int], list[float]]:
-        """Answer; the answer's tokens, and log-probabilities where the config asks for them."""
-
-    def close(self) -> None:
-        """Let go of the pipeline."""
 
 
 class Engine:
@@ -47,30 +33,24 @@ class Engine:
     (paged attention with its prefix cache). On the NPU they come one after the other.
     """
 
-    def __init__(
-        self, pipeline: Any, backend: Backend, manifest: Manifest, settings: Settings, *, together: int = 1
-    ) -> None:
-        self._backend: Backend | None = backend
+    def __init__(self, opened: Opened, manifest: Manifest, settings: Settings) -> None:
+        pipeline = opened.pipeline
+        self._backend: Backend | None = opened.backend
         self._tokenizer = pipeline.get_tokenizer()
         self._defaults = pipeline.get_config if hasattr(pipeline, "get_config") else pipeline.get_generation_config
         self._stop_ids = frozenset(manifest.stop_ids)
-        self._together = together
-        self._turn: Turn = threading.Lock() if together == 1 else threading.Semaphore(together)
+        self._together = opened.together
+        self._turn: Turn = threading.Lock() if opened.together == 1 else threading.Semaphore(opened.together)
         self._running = Running()
-        place = settings.device.partition(".")[0]
-        self._step_tokens = _STEP_TOKENS.get(place, 1024)
-        paged = together > 1 and place in _BLOCK
-        self._prefixes = PrefixMemory(_BLOCK[place]) if paged else None
+        self._step_tokens = opened.step_tokens
+        block = BLOCK.get(settings.device.partition(".")[0], 32)
+        self._prefixes = PrefixMemory(block) if opened.step_tokens else None
         self.manifest = manifest
         self.settings = settings
         self.name = manifest.source.model
         self.device = settings.device
-        self.context_length = min(manifest.architecture.context_length, settings.context or 2**31)
-        self.max_prompt: int | None = None
-        """Tokens a prompt may have, where that is less than the context (the NPU's fixed shapes)."""
-        if settings.device == "NPU":
-            self.max_prompt, response = _npu_lengths(settings, manifest)
-            self.context_length = self.max_prompt + response
+        self.context_length = opened.context
+        self.max_prompt = opened.max_prompt
 
     @classmethod
     def load(cls, folder: Path, settings: Settings) -> Engine:
@@ -79,7 +59,9 @@ class Engine:
         Raises:
             ModelError: the folder holds no exported model, or a damaged one.
             DeviceError: the device does not take the model.
-            UsageError: it does not take the properties.
+            ContextError: the model reads less than the context that was asked for.
+            ResourceError: that context does not fit into memory.
+            UsageError: the device does not take the properties.
         """
         manifest = Manifest.read(folder)
         if settings.device == "NPU" and manifest.target != "npu":
@@ -88,39 +70,10 @@ class Engine:
                 f"{folder} was exported for {manifest.target}, and the NPU cannot run that",
                 hint="Export the model again with --for npu, or choose another device.",
             )
-        properties = {**devices.default_properties(settings.device, manifest), **settings.properties}
-        properties = {name: value for name, value in properties.items() if value is not None}
         try:
-            if settings.device == "NPU":
-                lengths = _npu_lengths(settings, manifest)
-                properties = {**npu_properties(*lengths, rehearse=settings.rehearse), **properties}
-                return cls._in_turn(folder, manifest, settings, properties)
-            if properties.get("ATTENTION_BACKEND") == "SDPA":
-                return cls._in_turn(folder, manifest, settings, properties)
-            return cls._batched(folder, manifest, settings, properties)
+            return cls(open_pipeline(folder, settings, manifest), manifest, settings)
         except Exception as error:
             raise _not_loaded(error, folder, settings.device) from error
-
-    @classmethod
-    def _batched(cls, folder: Path, manifest: Manifest, settings: Settings, properties: dict[str, Any]) -> Engine:
-        import openvino_genai
-
-        place = settings.device.partition(".")[0]
-        properties = {name: value for name, value in properties.items() if name != "ATTENTION_BACKEND"}  # it has one
-        scheduler = openvino_genai.SchedulerConfig()
-        scheduler.enable_prefix_caching = True
-        scheduler.max_num_batched_tokens = _STEP_TOKENS.get(place, 1024)
-        scheduler.max_num_seqs = _TOGETHER
-        pipeline = openvino_genai.ContinuousBatchingPipeline(str(folder), scheduler, settings.device, properties)
-        backend = Batching(pipeline, _outcome, settings.device)
-        return cls(pipeline, backend, manifest, settings, together=_TOGETHER)
-
-    @classmethod
-    def _in_turn(cls, folder: Path, manifest: Manifest, settings: Settings, properties: dict[str, Any]) -> Engine:
-        import openvino_genai
-
-        pipeline = openvino_genai.LLMPipeline(str(folder), settings.device, **properties)
-        return cls(pipeline, InTurn(pipeline), manifest, settings)
 
     def __enter__(self) -> Engine:
         return self
@@ -135,7 +88,7 @@ class Engine:
         """
         started = time.perf_counter()
         samplings.check(sampling)
-        prompt = self._encode(messages)
+        prompt = self.encode(messages)
         reading = Reading(len(prompt), step_tokens=self._step_tokens)
         config = self._config(sampling, self._room(reading.tokens, sampling.max_new_tokens))
         with self._running.begin() as cancelled:
@@ -156,7 +109,7 @@ class Engine:
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
         """Tokens of the conversation as the model would read it; see `ChatEngine.count_tokens`."""
-        return len(self._encode(messages))
+        return len(self.encode(messages))
 
     def warm_up(self) -> None:
         """Run one token: the plugin repacks the weights at its first inference, the longest wait of all.
@@ -175,7 +128,7 @@ class Engine:
         """
         self._open_tokenizer()
         config = self._config(Sampling(temperature=0), self._room(len(token_ids), 1))
-        if self._prefixes is not None:
+        if self._together > 1:
             config.echo, config.logprobs = True, 1
         with self._turn_held():
             tokens, log_probs = self._generate(token_ids, config, lambda ids: True, Reading(len(token_ids)))
@@ -216,17 +169,15 @@ class Engine:
         encoded = self._open_tokenizer().encode(text, add_special_tokens=False)
         return [int(item) for item in encoded.input_ids.data[0]]
 
-    def _encode(self, messages: Sequence[Message]) -> list[int]:
+    def encode(self, messages: Sequence[Message]) -> list[int]:
         """The conversation as tokens; the answer's opening included.
 
         The chat template writes GLM-4's `[gMASK]<sop>` itself. Encoding with special tokens would put it
         there twice.
         """
-        import openvino_genai
-
         tokenizer = self._open_tokenizer()
         try:
-            history = openvino_genai.ChatHistory([{"role": m.role, "content": m.content} for m in messages])
+            history = chat_history(messages)
             prompt = tokenizer.apply_chat_template(history, add_generation_prompt=True)
             return self._ids(prompt)
         except Exception as error:
@@ -282,56 +233,6 @@ class Engine:
         if self._prefixes is not None:
             self._prefixes.add([*token_ids, *tokens[:-1]], reading.expected or 0)
         return tokens, log_probs
-
-
-class InTurn:
-    """GenAI's plain pipeline, one prompt after the other: what the NPU has."""
-
-    def __init__(self, pipeline: Any) -> None:
-        self._pipeline = pipeline
-
-    def generate(self, prompt: Any, config: Any, write: Write, reading: Reading) -> tuple[list[int], list[float]]:
-        """See `Backend.generate`; log-probabilities are not to be had."""
-        tokens: list[int] = []
-
-        def both(ids: Sequence[int]) -> bool:
-            tokens.extend(ids)
-            return write(ids)
-
-        self._pipeline.generate(prompt, config, _streamer(both))
-        return tokens, []
-
-    def close(self) -> None:
-        """See `Backend.close`."""
-        self._pipeline = None
-
-
-def _streamer(write: Write) -> Any:
-    """GenAI's streamer that hands ids to `write`, without GenAI's own detokenisation."""
-    import openvino_genai
-
-    class Streamer(openvino_genai.StreamerBase):  # type: ignore[misc]
-        def write(self, token: int | Sequence[int]) -> Any:
-            going_on = write(token if isinstance(token, Sequence) else [token])
-            return openvino_genai.StreamingStatus.RUNNING if going_on else openvino_genai.StreamingStatus.CANCEL
-
-        def end(self) -> None:
-            """Nothing is kept back here."""
-
-    return Streamer()
-
-
-def _npu_lengths(settings: Settings, manifest: Manifest) -> tuple[int, int]:
-    longest = manifest.architecture.context_length
-    return npu_lengths(None if settings.context is None else min(settings.context, longest))
-
-
-def _outcome(status: Any) -> tuple[bool, bool]:
-    """Whether an answer is over, and whether the pipeline refused it, which it does where the cache has no room."""
-    import openvino_genai
-
-    statuses = openvino_genai.GenerationStatus
-    return status != statuses.RUNNING, status == statuses.IGNORED
 
 
 def _not_loaded(error: Exception, folder: Path, device: str) -> EdgeError:

@@ -33,8 +33,8 @@ class Fast:
 
     Args:
         compiled: what is compiled: a layer (once for all of them), the whole step, or nothing.
-        gemv: a matrix times one vector by Inductor's own reduction in Triton, tuned on the device, by the faster
-            of Triton's and the library's matrix products, or by the library's (cuBLAS).
+        gemv: a matrix times one vector by Inductor's own reduction in Triton, tuned on the device (or tuned
+            longer), by the faster of Triton's and the library's matrix products, or by the library's (cuBLAS).
         attention: of one query position: products summed, batched matrix products, PyTorch's fused kernel with a
             mask, or flex attention.
         graph: the step as one CUDA graph; on the CPU there is none.
@@ -42,7 +42,7 @@ class Fast:
     """
 
     compiled: Literal["layer", "step", "nothing"] = "layer"
-    gemv: Literal["triton", "autotune", "library"] = "triton"
+    gemv: Literal["triton", "tuned", "autotune", "library"] = "triton"
     attention: Attention = "products"
     graph: bool = True
     prefill: bool = False
@@ -214,6 +214,11 @@ def open_decoder(model: Any, capacity: int, how: Fast) -> tuple[Decoder, Fast, s
 _INDUCTOR: dict[str, dict[str, Any]] = {
     # with it, Inductor writes a matrix times one vector as a reduction of its own, and tunes it
     "triton": {"coordinate_descent_tuning": True},
+    "tuned": {
+        "coordinate_descent_tuning": True,
+        "coordinate_descent_check_all_directions": True,
+        "max_autotune_pointwise": True,
+    },
     "autotune": {"max_autotune": True, "coordinate_descent_tuning": False},
     "library": {"coordinate_descent_tuning": False},
 }

@@ -18,7 +18,8 @@ from edge.errors import ContextError, DeviceError, EdgeError, ModelError, UsageE
 from edge.infer import EXACT, core, infer
 from edge.manifest import Manifest
 from edge.messages import Message, Sampling, Usage
-from edge.runtime.engine import Engine, InTurn
+from edge.runtime.engine import Engine
+from edge.runtime.pipelines import InTurn, Opened
 from edge.runtime.prefix import Reading
 from edge.runtime.settings import Settings
 from edge.runtime.text import TextBuffer
@@ -404,7 +405,7 @@ def fake_engine(generate: Callable[[Any], None]) -> Engine:
         target="cpu", recipe={}, stop_ids=[1, 2, 3], stop_tokens=["a", "b", "c"], versions={}, bytes={}, checks=[],
     )  # fmt: skip
     pipeline = FakePipeline(generate)
-    return Engine(pipeline, InTurn(pipeline), manifest, CPU)
+    return Engine(Opened(pipeline, InTurn(pipeline), 64), manifest, CPU)
 
 
 @pytest.mark.parametrize("stop_id", [1, 2, 3])

@@ -14,6 +14,7 @@ import click
 
 from edge import __version__
 from edge.commands.chat import chat, ui
+from edge.commands.doctor import doctor
 from edge.commands.export import export
 from edge.commands.verify import verify
 from edge.errors import EdgeError
@@ -39,7 +40,7 @@ def cli() -> None:
     """
 
 
-for command in (export, verify, chat, ui):
+for command in (export, verify, chat, ui, doctor):
     cli.add_command(command)
 
 

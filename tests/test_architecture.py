@@ -102,7 +102,7 @@ def test_nothing_reports_to_anybody() -> None:
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=120).returncode == 0
 
 
-HELPS = [[], ["export"], ["verify"], ["chat"], ["ui"]]
+HELPS = [[], ["export"], ["verify"], ["chat"], ["ui"], ["doctor"]]
 LIGHT = {"edge", "click", "colorama", "openvino_telemetry"}  # the last is only kept away
 
 

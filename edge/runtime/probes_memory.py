@@ -1,0 +1,146 @@
+"""Findings about memory: how much there is, how much a model needs, and how fast it is read."""
+
+from __future__ import annotations
+
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edge.manifest import Manifest
+from edge.messages import Progress
+from edge.runtime.finding import Finding, Patient, gb
+from edge.runtime.machine import Machine
+from edge.runtime.probes_cpu import usable_threads
+
+_RESIDENT = 1.85
+"""Bytes held for each byte of the IR: the CPU plugin repacks weights. Measured at GLM-4-9B's size: 9.9 GB for 5.4."""
+_CONVERSATION = 4096
+"""Tokens that a conversation is counted with."""
+_SMALLEST_BUFFER, _LARGEST_BUFFER = 256 << 20, 2 << 30
+_CACHES = 4
+"""Times the last-level cache that is read, so that most of it comes from memory."""
+_UNKNOWN_CACHE = 64 << 20
+_SECONDS = 1.0
+_CACHE_FOLDERS = "sys/devices/system/cpu/cpu[0-9]*/cache/index3"
+_BUSY = 0.6
+
+
+def needed_bytes(manifest: Manifest, folder: Path, tokens: int = _CONVERSATION) -> int:
+    """Memory that the model takes on the CPU with a conversation of so many tokens, in u8."""
+    known = manifest.architecture
+    weights = _RESIDENT * sum(size for name, size in manifest.bytes.items() if name == "openvino_model.bin")
+    return int(weights) + 2 * known.num_layers * known.num_kv_heads * known.head_dim * min(tokens, known.context_length)
+
+
+def bytes_per_token(manifest: Manifest, folder: Path) -> int:
+    """Bytes of the IR that are read to make one token: all but an embedding that is only looked up.
+
+    Where config.json does not tell, the whole IR counts.
+    """
+    size = manifest.bytes["openvino_model.bin"]
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return size
+    if config.get("tie_word_embeddings", False) or "hidden_size" not in config:
+        return size
+    width = 2 if manifest.recipe.get("weights") in ("bf16", "fp16") else 1  # int4 recipes keep it in 8 bits
+    return max(size - width * manifest.architecture.vocab_size * int(config["hidden_size"]), 0)
+
+
+def memory(patient: Patient) -> list[Finding]:
+    """What is there, against what the model needs."""
+    machine = patient.machine
+    now, limit = machine.memory(), machine.memory_limit()
+    total, available = now.total, now.available
+    limited = limit is not None and limit < total
+    if limit is not None and limited:
+        total, available = limit, min(available, max(limit - machine.memory_used_of_limit(), 0))
+    needed = None
+    if patient.manifest is not None and patient.folder is not None:
+        needed = needed_bytes(patient.manifest, patient.folder)
+    figures = {
+        "total_bytes": now.total, "available_bytes": available, "swap_bytes": now.swap,
+        "limit_bytes": limit if limited else None, "needed_bytes": needed,
+    }  # fmt: skip
+    there = f"{gb(available)} of {gb(total)} are available" + (" to this container or session" if limited else "")
+    if needed is None:
+        return [Finding("memory", "ok", there, figures=figures)]
+    need = f"the model needs about {gb(needed)} on the CPU with {_CONVERSATION:,} tokens of conversation"
+    if needed > total:
+        mend = "export it smaller (glm4-edge export MODEL OUT --weights int4), or use a machine with more memory"
+        if limited and needed <= now.total:
+            mend = "give the container more memory (docker run --memory)"
+        return [Finding("memory", "problem", f"{need}, and there are {gb(total)} in all", mend, figures)]
+    if needed > available:
+        return [Finding("memory", "warning", f"{need}, and {there}", "close other programs first", figures)]
+    return [Finding("memory", "ok", f"{need}; {there}", figures=figures)]
+
+
+@dataclass(frozen=True)
+class Bandwidth:
+    """How fast memory was read, in bytes a second."""
+
+    best: float
+    median: float
+    """Well below the best: other programs were at the memory meanwhile."""
+    threads: int
+    buffer_bytes: int
+
+
+def measure_bandwidth(threads: int, buffer_bytes: int, progress: Progress, seconds: float = _SECONDS) -> Bandwidth:
+    """Read a buffer again and again with all threads, each its own part of it.
+
+    Taking a maximum is one instruction for each vector that comes from memory, and NumPy lets go of the interpreter
+    meanwhile. Each thread also fills its part: memory then lies near the core that reads it.
+    """
+    stage = "measuring memory bandwidth"
+    progress(stage, 0, 100)
+    parts = [np.empty(max(buffer_bytes // threads // 4, 1), np.float32) for _ in range(threads)]
+    rates: list[float] = []
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(lambda part: part.fill(1), parts))
+        begin = now = time.perf_counter()
+        while not rates or now - begin < seconds:
+            start = now
+            list(pool.map(np.max, parts))
+            now = time.perf_counter()
+            rates.append(sum(part.nbytes for part in parts) / (now - start))
+            progress(stage, min(int(100 * (now - begin) / seconds), 100), 100)
+    return Bandwidth(max(rates), float(np.median(rates)), threads, sum(part.nbytes for part in parts))
+
+
+def last_level_cache(machine: Machine) -> int | None:
+    """Bytes of all last-level caches together; None where the system does not tell."""
+    sizes = {}
+    for folder in machine.glob(_CACHE_FOLDERS):
+        name = str(folder.relative_to(machine.root))
+        shared, size = machine.text(f"{name}/shared_cpu_list"), machine.text(f"{name}/size") or ""
+        if size.endswith("K") and size[:-1].isdigit():
+            sizes[shared] = int(size[:-1]) << 10
+    return sum(sizes.values()) or None
+
+
+def bandwidth(patient: Patient) -> list[Finding]:
+    """Read memory for a second; what it bounds is the speed of answers."""
+    machine = patient.machine
+    size = max(_SMALLEST_BUFFER, _CACHES * (last_level_cache(machine) or _UNKNOWN_CACHE))
+    size = min(size, _LARGEST_BUFFER, max(machine.memory().available // 4, 64 << 20))
+    found = measure_bandwidth(usable_threads(machine), size, patient.progress)
+    figures = {"best_bytes_per_second": round(found.best), "median_bytes_per_second": round(found.median),
+               "threads": found.threads, "buffer_bytes": found.buffer_bytes, "bytes_per_token": None,
+               "most_tokens_per_second": None}  # fmt: skip
+    what = f"{found.best / 1e9:.0f} GB/s read by {found.threads} threads"
+    if patient.manifest is not None and patient.folder is not None:
+        read = bytes_per_token(patient.manifest, patient.folder)
+        most = found.best / read
+        figures |= {"bytes_per_token": read, "most_tokens_per_second": round(most, 2)}
+        what += f"; a token reads {gb(read)} of the model, so one answer has at most {most:.3g} tokens/s on the CPU"
+    if found.median < _BUSY * found.best:
+        what += f"; half of the time it was below {found.median / 1e9:.0f} GB/s"
+        return [Finding("bandwidth", "note", what, "close other programs: they are using the memory, too", figures)]
+    return [Finding("bandwidth", "ok", what, figures=figures)]

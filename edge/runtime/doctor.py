@@ -59,9 +59,9 @@ def examine(
         else:
             what = f"{manifest.source.model}, {manifest.architecture.parameters / 1e6:,.0f}M parameters, is whole"
             findings.append(Finding("model", "ok", what, figures={"source": manifest.source.model}))
-    patient = Patient(machine, folder, manifest, progress)
-    for probe in probes:
-        progress(f"examining {probe.__name__}", 0, 0)
+    patient = Patient(machine, folder, manifest)
+    for done, probe in enumerate(probes):
+        progress("examining this machine", done, len(probes))
         findings += _guarded(probe, patient)
     return findings
 

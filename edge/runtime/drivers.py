@@ -19,9 +19,8 @@ class Kind:
         device: OpenVINO's name for it.
         title: what people call it.
         pci_classes: beginnings of the PCI class, as /sys writes it.
-        node: pattern of the files in /dev through which programs use it.
-        folder: where those lie.
-        module: the kernel's driver for it that is older or the only one.
+        nodes: pattern of the files through which programs use it, below the device in /sys.
+        folder: where they lie in /dev.
         libraries: file name → what it is, of what has to be installed besides the kernel.
         install: family of distributions → the line that installs them; "" stands for any other.
         packages: names that Debian's family has for them.
@@ -31,9 +30,8 @@ class Kind:
     device: str
     title: str
     pci_classes: tuple[str, ...]
-    node: str
+    nodes: str
     folder: str
-    module: str
     libraries: Mapping[str, str]
     install: Mapping[str, str]
     packages: tuple[str, ...]
@@ -44,10 +42,9 @@ GPU = Kind(
     device="GPU",
     title="Intel GPU",
     pci_classes=("0x0300", "0x0302", "0x0380"),
-    node="dev/dri/renderD*",
+    nodes="drm/renderD*",
     folder="/dev/dri",
-    module="i915",
-    libraries={"libOpenCL.so.1": "the OpenCL loader", "libigdrcl.so": "Intel's OpenCL driver"},
+    libraries={"libOpenCL.so.1": "the OpenCL loader"},
     install={
         "debian": "sudo apt install intel-opencl-icd ocl-icd-libopencl1",
         "fedora": "sudo dnf install intel-compute-runtime",
@@ -63,9 +60,8 @@ NPU = Kind(
     device="NPU",
     title="Intel NPU",
     pci_classes=("0x1200",),
-    node="dev/accel/accel*",
+    nodes="accel/accel*",
     folder="/dev/accel",
-    module="intel_vpu",
     libraries={
         "libze_loader.so.1": "the Level Zero loader",
         "libze_intel_npu.so.1": "the NPU's driver",
@@ -74,7 +70,7 @@ NPU = Kind(
     install={
         "debian": "sudo apt install libze1 && sudo dpkg -i intel-driver-compiler-npu_*.deb intel-fw-npu_*.deb "
                   f"intel-level-zero-npu_*.deb, fetched from {NPU_PAGE}",
-        "arch": "sudo pacman -S intel-npu-driver intel-npu-compiler level-zero-loader",
+        "arch": "sudo pacman -S intel-npu-driver level-zero-loader, and intel-npu-compiler from the AUR",
         "suse": "sudo zypper install linux-npu-driver level-zero",
         "nixos": "hardware.cpu.intel.npu.enable = true;",
         "": f"install the packages of {NPU_PAGE} and the Level Zero loader",
@@ -87,8 +83,6 @@ LIBRARY_FOLDERS = (
     "usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu", "usr/lib64", "lib64", "usr/lib", "usr/local/lib",
     "usr/local/lib64", "usr/local/lib/x86_64-linux-gnu", "run/opengl-driver/lib",
 )  # fmt: skip
-LIBRARY_SUBFOLDERS = ("", "intel-opencl")
-"""Distributions put Intel's OpenCL driver into a folder of its own."""
 
 
 def install_line(kind: Kind, release: Mapping[str, str]) -> str:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edge.manifest import Manifest
-from edge.messages import Progress
 from edge.runtime.machine import Machine
 
 State = Literal["ok", "note", "warning", "problem"]
@@ -42,7 +41,6 @@ class Patient:
     folder: Path | None = None
     manifest: Manifest | None = None
     """None also where the folder's cannot be read."""
-    progress: Progress = lambda stage, done, total: None
 
 
 def gb(size: float) -> str:

@@ -82,10 +82,10 @@ def count_cores(machine: Machine) -> Cores:
         logical, physical = psutil.cpu_count(), psutil.cpu_count(logical=False)
         if kinds is None or len(kinds) < 2:
             return Cores(logical, physical)
-        low, high = min(kinds), max(kinds)
-        middle = sum(count for kind, count in kinds.items() if kind not in (low, high))
+        lowest, highest = min(kinds), max(kinds)
+        middle = sum(count for kind, count in kinds.items() if kind not in (lowest, highest))
         # Three classes: P, E and LP-E; with two, Windows does not tell which of the latter the lower one is.
-        return Cores(logical, physical, kinds[high], middle or kinds[low], kinds[low] if middle else None)
+        return Cores(logical, physical, kinds[highest], middle or kinds[lowest], kinds[lowest] if middle else None)
     online = _cpus(machine.text(f"{_CPU}/online"))
     if not online:
         return Cores(psutil.cpu_count(), psutil.cpu_count(logical=False))

@@ -12,16 +12,18 @@ from edge.runtime.drivers import (
     GPU,
     INTEL,
     LIBRARY_FOLDERS,
-    LIBRARY_SUBFOLDERS,
     NPU,
     WINDOWS_PAGE,
     Kind,
     install_line,
 )
-from edge.runtime.finding import Finding, Patient, gb
+from edge.runtime.finding import Finding, Patient, State, gb
 from edge.runtime.machine import Machine
 
 _LOG_IN_AGAIN = "then log out and in again"
+_GROUP_USES = 0o060
+_OPENCL_DRIVER = "igdrcl"
+_ICD_FILES = ("etc/OpenCL/vendors/*.icd", "run/opengl-driver/etc/OpenCL/vendors/*.icd")
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Card:
     """The maker's number for it."""
     driver: str | None
     """The kernel module that holds it."""
+    nodes: tuple[str, ...] = ()
+    """Files through which programs use it, as the kernel names them: /dev/dri/renderD128."""
 
 
 def sight(patient: Patient) -> list[Finding]:
@@ -62,7 +66,8 @@ def cards(machine: Machine, kind: Kind) -> list[Card]:
         if machine.text(f"{base}/vendor") == INTEL and (machine.text(f"{base}/class") or "")[:6] in kind.pci_classes:
             link = folder / "driver"
             driver = link.resolve().name if link.exists() else None
-            found.append(Card(folder.name, machine.text(f"{base}/device") or "?", driver))
+            nodes = tuple(f"{kind.folder}/{node.name}" for node in machine.glob(f"{base}/{kind.nodes}"))
+            found.append(Card(folder.name, machine.text(f"{base}/device") or "?", driver, nodes))
     return found
 
 
@@ -71,7 +76,7 @@ def _examine(machine: Machine, kind: Kind) -> list[Finding]:
     there = cards(machine, kind)
     figures: dict[str, Any] = {
         "cards": [vars(card) for card in there],
-        "nodes": [_node(machine, path) for path in machine.glob(kind.node)],
+        "nodes": [_node(machine, node) for card in there for node in card.nodes],
         "packages": _installed(machine, kind),
         "seen": {name: dict(facts) for name, facts in seen.items()},
         "openvino_says": machine.sight.reasons.get(kind.device),
@@ -89,7 +94,7 @@ def _examine(machine: Machine, kind: Kind) -> list[Finding]:
         return [Finding(name, "note", what, mend, figures)]
     if not there:
         return [Finding(name, "note", f"this machine has no {kind.title} on its PCI bus", figures=figures)]
-    state = "warning" if seen else "problem"  # some of several are usable
+    state: State = "warning" if seen else "problem"  # some of several are usable
     fault = next(_faults(machine, kind, there))
     return [replace(fault, state=state, figures=figures)]
 
@@ -110,14 +115,19 @@ def _faults(machine: Machine, kind: Kind, there: list[Card]) -> Iterator[Finding
 
     for card in there:
         yield from _unbound(machine, kind, card, fault)
-    nodes = machine.glob(kind.node)
-    if not nodes and machine.container:
-        mend = f"docker run --device {kind.folder} --group-add $(stat -c %g {kind.folder}/*[0-9] | tail -1) …"
-        yield fault(f"the machine's {title} is not passed into this container: {kind.folder} is not there", mend)
-    if not nodes:
-        what = f"the {title} has its kernel module {there[0].driver}, but {kind.folder} holds no node for it"
-        yield fault(what, f"sudo dmesg | grep -i {there[0].driver or kind.module}, where the reason stands; a firmware "
-                          "that is missing comes with the package linux-firmware")  # fmt: skip
+        if not card.nodes:
+            what = f"the {title} has its kernel module {card.driver}, which could not start it"
+            mend = f"sudo dmesg | grep -i {card.driver} gives the reason; firmware that is missing comes with the "
+            yield fault(what, mend + "package linux-firmware")
+    nodes = [machine.path(node.lstrip("/")) for card in there for node in card.nodes]
+    absent = [node for node in nodes if not node.exists()]
+    if absent and machine.container:
+        place = f"/{absent[0].relative_to(machine.root).as_posix()}"
+        what = f"the machine's {title} is not passed into this container: {place} is not there"
+        yield fault(what, f"docker run --device {kind.folder} --group-add $(stat -c %g {place}) …")
+    if absent:
+        place = f"/{absent[0].relative_to(machine.root).as_posix()}"
+        yield fault(f"the {title} runs, but {place} is not there", "sudo udevadm trigger && sudo udevadm settle")
     for node in nodes:
         if not machine.may_open(node):
             yield _closed(machine, node, kind)
@@ -125,6 +135,10 @@ def _faults(machine: Machine, kind: Kind, there: list[Card]) -> Iterator[Finding
     for library, words in kind.libraries.items():
         if not _has_library(machine, library):
             yield fault(f"the {title} is there, but {words} ({library}) is not installed", install)
+    if kind is GPU and not any(_OPENCL_DRIVER in text for text in _icd_files(machine)):
+        yield fault(f"the {title} is there, but Intel's OpenCL driver ({_OPENCL_DRIVER}) is not installed", install)
+    if machine.sight.fault is not None:
+        yield fault(f"the {title} and its driver are there, but OpenVINO could not be asked about it", install)
     said = machine.sight.reasons.get(name)
     what = f"the {title} and its driver are there, and OpenVINO does not see it" + (f": {said}" if said else "")
     yield fault(what, f"update the driver: {install}")
@@ -146,7 +160,7 @@ def _closed(machine: Machine, node: Path, kind: Kind) -> Finding:
     """Who may use the node, and how this user comes to be one of them."""
     place, group = f"/{node.relative_to(machine.root).as_posix()}", machine.group_of(node)
     what = f"{place} may not be opened by this user"
-    if group in (None, "root", "nogroup") or not node.stat().st_mode & 0o060 == 0o060:
+    if group in (None, "root", "nogroup") or node.stat().st_mode & _GROUP_USES != _GROUP_USES:
         what += f": its group is {group or 'unknown'}, and it should be render, with reading and writing"
         mend = f"sudo chown root:render {place} && sudo chmod g+rw {place} && sudo usermod -aG render $USER, "
         return Finding(kind.device, "problem", what, mend + _LOG_IN_AGAIN)
@@ -163,15 +177,21 @@ def _closed(machine: Machine, node: Path, kind: Kind) -> Finding:
     return Finding(kind.device, "problem", what, f"sudo usermod -aG {group} $USER, {_LOG_IN_AGAIN}")
 
 
-def _node(machine: Machine, node: Path) -> dict[str, Any]:
-    place = f"/{node.relative_to(machine.root).as_posix()}"
-    return {"path": place, "group": machine.group_of(node), "may_open": machine.may_open(node)}
+def _node(machine: Machine, place: str) -> dict[str, Any]:
+    node = machine.path(place.lstrip("/"))
+    group = machine.group_of(node) if node.exists() else None
+    return {"path": place, "exists": node.exists(), "group": group, "may_open": machine.may_open(node)}
+
+
+def _icd_files(machine: Machine) -> list[str]:
+    """What the OpenCL loader reads to find drivers."""
+    paths = [path for pattern in _ICD_FILES for path in machine.glob(pattern)]
+    return [machine.text(path.relative_to(machine.root).as_posix()) or "" for path in paths]
 
 
 def _has_library(machine: Machine, name: str) -> bool:
     given = [folder.lstrip("/") for folder in machine.environ.get("LD_LIBRARY_PATH", "").split(":") if folder]
-    folders = [*(f"{base}/{sub}" for base in LIBRARY_FOLDERS for sub in LIBRARY_SUBFOLDERS), *given]
-    return any(machine.path(f"{folder}/{name}").exists() for folder in folders)
+    return any(machine.path(f"{folder}/{name}").exists() for folder in (*LIBRARY_FOLDERS, *given))
 
 
 def _installed(machine: Machine, kind: Kind) -> dict[str, str] | None:

@@ -7,11 +7,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from edge.manifest import Manifest
-from edge.messages import Progress
 from edge.runtime.finding import Finding, Patient, gb
 from edge.runtime.machine import Machine
 from edge.runtime.probes_cpu import usable_threads
@@ -92,14 +92,12 @@ class Bandwidth:
     buffer_bytes: int
 
 
-def measure_bandwidth(threads: int, buffer_bytes: int, progress: Progress, seconds: float = _SECONDS) -> Bandwidth:
+def measure_bandwidth(threads: int, buffer_bytes: int, seconds: float = _SECONDS) -> Bandwidth:
     """Read a buffer again and again with all threads, each its own part of it.
 
     Taking a maximum is one instruction for each vector that comes from memory, and NumPy lets go of the interpreter
     meanwhile. Each thread also fills its part: memory then lies near the core that reads it.
     """
-    stage = "measuring memory bandwidth"
-    progress(stage, 0, 100)
     parts = [np.empty(max(buffer_bytes // threads // 4, 1), np.float32) for _ in range(threads)]
     rates: list[float] = []
     with ThreadPoolExecutor(threads) as pool:
@@ -110,7 +108,6 @@ def measure_bandwidth(threads: int, buffer_bytes: int, progress: Progress, secon
             list(pool.map(np.max, parts))
             now = time.perf_counter()
             rates.append(sum(part.nbytes for part in parts) / (now - start))
-            progress(stage, min(int(100 * (now - begin) / seconds), 100), 100)
     return Bandwidth(max(rates), float(np.median(rates)), threads, sum(part.nbytes for part in parts))
 
 
@@ -130,10 +127,12 @@ def bandwidth(patient: Patient) -> list[Finding]:
     machine = patient.machine
     size = max(_SMALLEST_BUFFER, _CACHES * (last_level_cache(machine) or _UNKNOWN_CACHE))
     size = min(size, _LARGEST_BUFFER, max(machine.memory().available // 4, 64 << 20))
-    found = measure_bandwidth(usable_threads(machine), size, patient.progress)
-    figures = {"best_bytes_per_second": round(found.best), "median_bytes_per_second": round(found.median),
-               "threads": found.threads, "buffer_bytes": found.buffer_bytes, "bytes_per_token": None,
-               "most_tokens_per_second": None}  # fmt: skip
+    found = measure_bandwidth(usable_threads(machine), size)
+    figures: dict[str, Any] = {
+        "best_bytes_per_second": round(found.best), "median_bytes_per_second": round(found.median),
+        "threads": found.threads, "buffer_bytes": found.buffer_bytes, "bytes_per_token": None,
+        "most_tokens_per_second": None,
+    }  # fmt: skip
     what = f"{found.best / 1e9:.0f} GB/s read by {found.threads} threads"
     if patient.manifest is not None and patient.folder is not None:
         read = bytes_per_token(patient.manifest, patient.folder)

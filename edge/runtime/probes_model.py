@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from edge.runtime.finding import Finding, Patient
+from edge.manifest import Check
+from edge.runtime.finding import Finding, Patient, State
 from edge.runtime.probes_packages import OURS
 
 _DEVICES = {"cpu": "CPU", "igpu": "GPU", "npu": "NPU"}
@@ -19,11 +20,12 @@ def checks(patient: Patient) -> list[Finding]:
     warned = [check for check in manifest.checks if check.passed and check.message]
     figures = {"passed": [check.name for check in manifest.checks if check.passed],
                "failed": [check.name for check in failed]}  # fmt: skip
-    for found, state in ((failed, "problem"), (warned, "warning")):
+    outcomes: list[tuple[list[Check], State]] = [(failed, "problem"), (warned, "warning")]
+    for found, state in outcomes:
         if found:
             what = "; ".join(f"{check.name}: {check.message or 'failed'}" for check in found)
             mend = found[0].hint or f"glm4-edge export {manifest.source.model} {patient.folder}"
-            return [Finding("model checks", "problem" if state == "problem" else "warning", what, mend, figures)]
+            return [Finding("model checks", state, what, mend, figures)]
     if not manifest.checks:
         mend = f"glm4-edge verify {patient.folder}"
         return [Finding("model checks", "warning", "edge.json says of no check that it was made", mend, figures)]
@@ -52,7 +54,7 @@ def versions(patient: Patient) -> list[Finding]:
 def target(patient: Patient) -> list[Finding]:
     """The device it was exported for against those that are here."""
     manifest = patient.manifest
-    if manifest is None:
+    if manifest is None or patient.machine.sight.fault is not None:
         return []
     wanted = _DEVICES.get(manifest.target, manifest.target.upper())
     here = list(patient.machine.sight.devices)

@@ -10,7 +10,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import InvalidVersion, Version
 
 from edge import __version__
-from edge.runtime.finding import Finding, Patient
+from edge.runtime.finding import Finding, Patient, State
 from edge.runtime.machine import Machine
 
 OURS = "glm4-edge"
@@ -32,7 +32,8 @@ def python(patient: Patient) -> list[Finding]:
     if not machine.encoding.lower().replace("-", "").startswith("utf"):
         what = f"Python {version} writes to its output in {machine.encoding or 'an unknown encoding'}, not in UTF-8: "
         what += "Chinese answers cannot be shown"
-        mend = 'setx PYTHONUTF8 1, then open a new terminal' if machine.system == "Windows" else "export PYTHONUTF8=1"  # fmt: skip  # noqa: Q000
+        windows = machine.system == "Windows"
+        mend = "setx PYTHONUTF8 1, then open a new terminal" if windows else "export PYTHONUTF8=1"
         return [Finding("python", "warning", what, mend, figures)]
     return [Finding("python", "ok", f"Python {version}, output in {machine.encoding}", figures=figures)]
 
@@ -49,12 +50,12 @@ def packages(patient: Patient) -> list[Finding]:
     named = set(_OPENVINO) if any(finding.state == "problem" for finding in findings) else set()
     needed = {name: found for name, found in needed.items() if name not in named}
     optional = {name: found for name, found in optional.items() if name not in needed and name not in named}
-    for kind, wrong in (("problem", needed), ("warning", optional)):
+    kinds: list[tuple[State, dict[str, tuple[str, str]]]] = [("problem", needed), ("warning", optional)]
+    for state, wrong in kinds:
         if wrong:
             what = "; ".join(told for told, _ in wrong.values())
             line = " ".join(f'"{requirement}"' for _, requirement in wrong.values())
             figures = {"misfits": {name: requirement for name, (_, requirement) in wrong.items()}}
-            state = "problem" if kind == "problem" else "warning"
             findings.append(Finding("packages", state, what, f"python -m pip install {line}", figures))
     if ours.version != __version__:
         what = f"{OURS} {__version__} runs, and {ours.version} is what was installed: requirements may have changed"

@@ -54,8 +54,10 @@ def test_openvino_is_asked_once(tmp_path: Path) -> None:
           "sys/fs/cgroup/user.slice/memory.max": "8000000000\n"}, 8_000_000_000),
         ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": "4000000000\n"}, 4_000_000_000),
         ({"proc/self/cgroup": "0::/../../of-the-host\n", "sys/fs/cgroup/memory.max": "4000000000\n"}, 4_000_000_000),
-        ({"proc/self/cgroup": "4:memory:/docker/abc\n0::/\n", "sys/fs/cgroup/memory/memory.limit_in_bytes": "2000000000\n"}, 2_000_000_000),
-        ({"proc/self/cgroup": "4:memory:/a\n", "sys/fs/cgroup/memory/a/memory.limit_in_bytes": "9223372036854771712\n"}, None),
+        ({"proc/self/cgroup": "4:memory:/docker/abc\n0::/\n",
+          "sys/fs/cgroup/memory/memory.limit_in_bytes": "2000000000\n"}, 2_000_000_000),
+        ({"proc/self/cgroup": "4:memory:/a\n",
+          "sys/fs/cgroup/memory/a/memory.limit_in_bytes": "9223372036854771712\n"}, None),
         ({}, None),
     ],
     ids=["a group above", "v2 in a container", "the host's path", "v1 in a container", "v1 without", "none"],
@@ -88,7 +90,10 @@ def test_the_processors_that_a_cgroup_leaves(tmp_path: Path, files: dict[str, st
 
 @pytest.mark.parametrize(
     ("files", "kind"),
-    [({".dockerenv": ""}, "docker"), ({"run/.containerenv": ""}, "podman"), ({"run/systemd/container": "lxc\n"}, "lxc"), ({}, None)],
+    [
+        ({".dockerenv": ""}, "docker"), ({"run/.containerenv": ""}, "podman"),
+        ({"run/systemd/container": "lxc\n"}, "lxc"), ({}, None),
+    ],
 )  # fmt: skip
 def test_containers(tmp_path: Path, files: dict[str, str], kind: str | None) -> None:
     write(tmp_path, **files)

@@ -112,8 +112,8 @@ def test_a_share_of_the_time_is_a_warning(tmp_path: Path) -> None:
 
 
 def test_threads_are_physical_cores_that_may_be_used(tmp_path: Path) -> None:
-    assert usable_threads(meteor_lake(tmp_path)) == 16
-    assert usable_threads(machine(tmp_path, affinity=lambda: 3)) == 3
+    assert usable_threads(meteor_lake(tmp_path / "hybrid")) == 16
+    assert usable_threads(machine(tmp_path / "plain", affinity=lambda: 3)) == 3
 
 
 def record(efficiency: int, relation: int = 0, size: int = 48) -> bytes:
@@ -128,7 +128,10 @@ def test_windows_records_are_read() -> None:
 
 @pytest.mark.parametrize(
     ("kinds", "expected"),
-    [({2: 6, 1: 8, 0: 2}, (6, 8, 2)), ({1: 6, 0: 8}, (6, 8, None)), ({0: 4}, (None, None, None)), (None, (None, None, None))],
+    [
+        ({2: 6, 1: 8, 0: 2}, (6, 8, 2)), ({1: 6, 0: 8}, (6, 8, None)),
+        ({0: 4}, (None, None, None)), (None, (None, None, None)),
+    ],
 )  # fmt: skip
 def test_windows_classes_become_kinds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kinds: Any, expected: tuple[Any, ...]

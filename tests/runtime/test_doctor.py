@@ -91,7 +91,8 @@ def test_another_openvino_than_it_was_proved_with(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("exported_for", "devices", "state", "mend"),
     [
-        ("cpu", ["CPU"], "ok", None), ("igpu", ["CPU", "GPU.0", "GPU.1"], "ok", None), ("npu", ["CPU", "NPU"], "ok", None),
+        ("cpu", ["CPU"], "ok", None), ("igpu", ["CPU", "GPU.0", "GPU.1"], "ok", None),
+        ("npu", ["CPU", "NPU"], "ok", None),
         ("npu", ["CPU"], "warning", "--for cpu"), ("igpu", ["CPU"], "warning", "--for cpu"),
         ("cpu", ["CPU", "NPU"], "note", "--for npu"),
     ],
@@ -112,9 +113,16 @@ def test_what_stands_between_system_and_hardware(tmp_path: Path) -> None:
     which = machine(tmp_path)
     (finding,) = system(Patient(which))
     assert (finding.state, finding.what) == ("ok", "Ubuntu 26.04 LTS, kernel 6.17.0-8-generic")
-    write(tmp_path, **{".dockerenv": "", "proc/cpuinfo": "flags : avx2 hypervisor\n",
-                       "sys/class/dmi/id/sys_vendor": "QEMU\n", "sys/class/dmi/id/product_name": "Standard PC\n"})  # fmt: skip
-    (finding,) = system(Patient(machine(tmp_path / "other", root=tmp_path)))
+    write(
+        tmp_path,
+        **{
+            ".dockerenv": "",
+            "proc/cpuinfo": "flags : avx2 hypervisor\n",
+            "sys/class/dmi/id/sys_vendor": "QEMU\n",
+            "sys/class/dmi/id/product_name": "Standard PC\n",
+        },
+    )
+    (finding,) = system(Patient(which))
     assert finding.state == "note"
     assert "in a virtual machine (QEMU Standard PC), in a container (docker)" in finding.what
     assert hypervisor(machine(tmp_path / "bare")) is None

@@ -47,7 +47,8 @@ def test_extras_and_other_systems_ask_for_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("torchvision", "state"), [(Package("0.27.0", ("torch==2.12.0",)), "warning"), (Package("0.28.0", ("torch==2.13.0",)), "ok")]
+    ("torchvision", "state"),
+    [(Package("0.27.0", ("torch==2.12.0",)), "warning"), (Package("0.28.0", ("torch==2.13.0",)), "ok")],
 )  # fmt: skip
 def test_a_neighbour_that_does_not_fit_is_a_warning(tmp_path: Path, torchvision: Package, state: str) -> None:
     finding = found(with_packages(tmp_path, torch=Package("2.13.0+cpu"), torchvision=torchvision))["packages"]

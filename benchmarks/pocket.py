@@ -100,10 +100,11 @@ def _watch(command: list[str], text: str | None = None) -> dict[str, Any]:
 def _speeds(folder: Path, repeats: int, new_tokens: int) -> dict[str, Any]:
     from edge.messages import Message, Sampling
     from edge.runtime.engine import Engine
+    from edge.runtime.settings import Settings
 
     settings: dict[str, dict[str, Any]] = {"as chat runs it": {}, "OpenVINO's defaults": {}}
     settings["OpenVINO's defaults"] = {"INFERENCE_PRECISION_HINT": None}
-    engines = {name: Engine.load(folder, "CPU", properties) for name, properties in settings.items()}
+    engines = {name: Engine.load(folder, Settings("CPU", properties)) for name, properties in settings.items()}
     words = (folder / "tokenizer.json").read_text(encoding="utf-8").split('"')
     words = [word for word in words if word.isascii() and word.isalpha()]
     rng = random.Random(0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +68,7 @@ def write(
     shapes = spec.tensor_shapes()
     if layout == "chatglm":
         shapes, config = _chatglm_shapes(spec), _chatglm_config(spec)
-    rng = np.random.default_rng(seed)
-    draws = (rng.standard_normal(_TILE, dtype=np.float32) * _SCALE).view(np.uint32)
-    tile = (draws >> 16).astype("<u2")
-    ones = np.uint16(0x3F80)
+    values = _values(shapes, seed)
     shards: list[dict[str, tuple[int, ...]]] = [{}]
     size = 0
     for name, dims in shapes.items():
@@ -82,12 +81,7 @@ def write(
     weight_map = {}
     for number, shard in enumerate(shards, 1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        arrays: dict[str, NDArray[np.uint16]] = {}
-        for name, dims in shard.items():
-            count = int(np.prod(dims))
-            start = int(rng.integers(_TILE))
-            values = np.full(count, ones, "<u2") if "norm" in name else np.resize(np.roll(tile, start), count)
-            arrays[name] = values.reshape(dims)
+        arrays = dict(itertools.islice(values, len(shard)))
         specs = {
             name: TensorSpec(dtype="bfloat16", shape=array.shape, data_ptr=array.ctypes.data, data_len=array.nbytes)
             for name, array in arrays.items()
@@ -100,6 +94,23 @@ def write(
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": config["eos_token_id"]}))
     _write_tokenizer(folder)
+
+
+def tensors(spec: GlmSpec, seed: int = 0) -> Iterator[tuple[str, NDArray[np.uint16]]]:
+    """Name and bf16 bit patterns of what `write` would write in the `glm` layout, without the disk."""
+    return _values(spec.tensor_shapes(), seed)
+
+
+def _values(shapes: dict[str, tuple[int, ...]], seed: int) -> Iterator[tuple[str, NDArray[np.uint16]]]:
+    rng = np.random.default_rng(seed)
+    draws = (rng.standard_normal(_TILE, dtype=np.float32) * _SCALE).view(np.uint32)
+    tile = (draws >> 16).astype("<u2")
+    ones = np.uint16(0x3F80)
+    for name, dims in shapes.items():
+        count = int(np.prod(dims))
+        start = int(rng.integers(_TILE))
+        values = np.full(count, ones, "<u2") if "norm" in name else np.resize(np.roll(tile, start), count)
+        yield name, values.reshape(dims)
 
 
 def _chatglm_shapes(spec: GlmSpec) -> dict[str, tuple[int, ...]]:

@@ -48,6 +48,8 @@ class Usage:
     tpot_seconds: float | None
     """Mean time for each token after the first; None below two tokens."""
     finish_reason: FinishReason
+    cached_tokens: int | None = None
+    """Of the prompt, what came from the prefix cache and was not read again; None where that is not known."""
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -65,3 +67,7 @@ class Chunk:
     text: str
     usage: Usage | None = None
     token_ids: tuple[int, ...] = field(default=())
+    notice: str | None = None
+    """Something about the answer, for the person, not part of it: one line."""
+    restart: bool = False
+    """What came of this answer before is void; it begins again."""

@@ -89,6 +89,10 @@ _CHECKS: dict[str, Callable[[dict[str, Any]], str]] = {
         f"the answers: the checkpoint's next token {f['top1_agreement']:.0%} of the time (KL {f['kl_mean']:.3f}) "
         f"over {f['tokens']} tokens"
     ),
+    "golden": lambda f: (
+        f"the golden logits: {len(f['lengths'])} prompts of up to {f['lengths'][-1]} tokens kept"
+        + (f", as the compiled model says (KL at most {f['kl_max_exact']:.1g})" if f["compiled"] else "")
+    ),
     "npu rehearsal": lambda f: (
         f"the NPU's fixed shapes, rehearsed {f['ran']}: {f['same_tokens']} of {f['tokens']} tokens as on the CPU's own "
         f"road, logits within {f['logit_distance']:.1g} at scale {f['logit_scale']:.0f}"

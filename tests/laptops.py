@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from edge.manifest import FORMAT, Architecture, Check, Manifest, Source
 from edge.runtime.machine import Machine, Memory, Package, Sight
+from edge.runtime.plan import Shape
 
 FLAGS = "fpu sse4_2 avx2 avx_vnni"
 CPU_SEEN = {"CPU": {"name": "Intel(R) Core(TM) Ultra 7 155H"}}
@@ -90,7 +92,23 @@ def manifest(**changes: Any) -> Manifest:
         ),
         "target": "cpu", "recipe": {"weights": "int4"}, "stop_ids": [2], "stop_tokens": ["x"],
         "versions": {"glm4-edge": "0.1.0", "openvino": "2026.4.1", "openvino-tokenizers": "2026.4.1.0"},
-        "bytes": {"openvino_model.bin": 5_400_000_000},
+        "bytes": {"openvino_model.bin": 5_400_000_000, "openvino_model.xml": 4_000_000},
         "checks": [Check(name="weights", passed=True, figures={})],
     }  # fmt: skip
     return Manifest(**{**values, **changes})
+
+
+CONFIG = {"hidden_size": 4096, "num_attention_heads": 32, "intermediate_size": 13696}
+
+
+def shape() -> Shape:
+    """Of the same model."""
+    return Shape.of(manifest(), CONFIG)
+
+
+def write_model(folder: Path) -> None:
+    """A folder that looks whole: `edge.json`, `config.json`, and files of the sizes that it names."""
+    manifest(bytes={"openvino_model.bin": 10, "openvino_model.xml": 5}).write(folder)
+    write(
+        folder, **{"openvino_model.bin": "1234567890", "openvino_model.xml": "12345", "config.json": json.dumps(CONFIG)}
+    )

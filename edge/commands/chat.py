@@ -6,17 +6,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from edge.commands.export import default_folder, export_model
-from edge.errors import ModelError
+from edge.errors import ModelError, UsageError
 from edge.report import progress_lines, say, summary
 
 if TYPE_CHECKING:
-    from edge.runtime.engine import Engine
+    from edge.runtime.guarded import Guarded
+    from edge.runtime.settings import Sparse
 
 
 def _sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -30,7 +32,38 @@ def _sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--max-new-tokens", type=int, help="Longest answer; left out, what the context has room for."),
         click.option("--stop", multiple=True, help="A text that ends the answer; may be given several times."),
         click.option("--system", help="System prompt; left out, the model's chat template decides."),
-        click.option("--device", default="CPU", show_default=True, help="CPU, GPU, GPU.n, NPU or AUTO."),
+        click.option(
+            "--device",
+            default="AUTO",
+            show_default=True,
+            help="CPU, GPU, GPU.n, NPU, HETERO:GPU,CPU, or AUTO: the best that is here and computes right.",
+        ),
+        click.option("--no-fallback", is_flag=True, help="Fail rather than go on with another device."),
+        click.option(
+            "--rehearse", is_flag=True, help="With --device NPU: run its fixed shapes on the CPU, for want of an NPU."
+        ),
+        click.option(
+            "--context",
+            type=click.IntRange(min=1),
+            metavar="TOKENS",
+            help="Longest conversation; left out, what memory has room for (see glm4-edge plan).",
+        ),
+        click.option(
+            "--kv-precision",
+            type=click.Choice(["f32", "f16", "u8", "u4"]),
+            help="Of what is kept of each token; left out, the device's own.",
+        ),
+        click.option(
+            "--sparse",
+            type=click.Choice(["trishape", "xattention"]),
+            help="Read long prompts with parts of the attention left out: faster, and worse.",
+        ),
+        click.option(
+            "--evict-beyond",
+            type=click.IntRange(min=128),
+            metavar="TOKENS",
+            help="Forget the least used tokens above so many: less memory, and worse.",
+        ),
         click.option("--yes", is_flag=True, help="Export a model that is not exported yet without asking."),
     )
     for option in reversed(options):
@@ -41,7 +74,7 @@ def _sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.command()
 @click.argument("model", default="pocket")
 @_sampling_options
-def chat(model: str, device: str, system: str | None, yes: bool, stop: tuple[str, ...], **sampling: Any) -> None:
+def chat(model: str, system: str | None, stop: tuple[str, ...], **options: Any) -> None:
     """Talk to MODEL in the terminal, or answer once what is piped in.
 
     MODEL is a folder that `glm4-edge export` made, or a name it was exported by ('pocket' if left out). A
@@ -50,9 +83,13 @@ def chat(model: str, device: str, system: str | None, yes: bool, stop: tuple[str
     Sampling options that are left out follow the model's generation_config.json. The answer goes to
     standard output; a line with the time to the first token and the speed goes to standard error.
 
+    Where the device cannot run the model, or computes it wrongly, the next safer way is taken and one line
+    says why. A conversation that outgrows the context loses its oldest turns, and one line says so.
+
     \b
     Examples:
       glm4-edge chat pocket
+      glm4-edge chat ./glm4-npu --device NPU --no-fallback
       glm4-edge chat ./glm4-int4 --device GPU --temperature 0.6 --seed 1
       echo "What is the capital of France?" | glm4-edge chat pocket
       glm4-edge chat ./glm4-int4 --system "Answer in one sentence." < question.txt
@@ -61,9 +98,9 @@ def chat(model: str, device: str, system: str | None, yes: bool, stop: tuple[str
     from edge.runtime import sampling as samplings
     from edge.ui import terminal
 
-    asked = Sampling(stop=stop, **sampling)
+    asked = Sampling(stop=stop, **_taken(options, Sampling))
     samplings.check(asked)
-    with _loaded(model, device, yes=yes, read=lambda: None if sys.stdin.isatty() else terminal.read_prompt()) as (
+    with _loaded(model, read=lambda: None if sys.stdin.isatty() else terminal.read_prompt(), **options) as (
         engine,
         prompt,
     ):
@@ -77,9 +114,7 @@ def chat(model: str, device: str, system: str | None, yes: bool, stop: tuple[str
 @click.argument("model", default="pocket")
 @click.option("--port", type=click.IntRange(1, 65535), help="Left out, the first free one from 7860.")
 @_sampling_options
-def ui(
-    model: str, port: int | None, device: str, system: str | None, yes: bool, stop: tuple[str, ...], **sampling: Any
-) -> None:
+def ui(model: str, port: int | None, system: str | None, stop: tuple[str, ...], **options: Any) -> None:
     """Talk to MODEL in the browser, on this machine alone.
 
     Needs the extra 'ui': pip install "glm4-edge[ui]". Prints the page's address; Ctrl-C ends it.
@@ -94,33 +129,62 @@ def ui(
     from edge.ui import web
 
     web.require()
-    asked = Sampling(stop=stop, **sampling)
+    asked = Sampling(stop=stop, **_taken(options, Sampling))
     samplings.check(asked)
-    with _loaded(model, device, yes=yes, read=lambda: None) as (engine, _):
+    with _loaded(model, read=lambda: None, **options) as (engine, _):
         click.echo(web.serve(web.build(engine, asked, system), port=port))
         say("Ctrl-C ends it.")
         while True:  # in pieces: Windows does not interrupt one long wait
             time.sleep(1)
 
 
+def _taken(options: dict[str, Any], kind: type) -> dict[str, Any]:
+    """Those of the options that are fields of a dataclass, taken out of them."""
+    return {field.name: options.pop(field.name) for field in fields(kind) if field.name in options}
+
+
 @contextmanager
 def _loaded(
-    model: str, device: str, *, yes: bool, read: Callable[[], str | None]
-) -> Iterator[tuple[Engine, str | None]]:
+    model: str, *, read: Callable[[], str | None], device: str, no_fallback: bool, rehearse: bool, context: int | None,
+    kv_precision: str | None, sparse: Sparse | None, evict_beyond: int | None, yes: bool,
+) -> Iterator[tuple[Guarded, str | None]]:  # fmt: skip
     """The model on the device, and the piped prompt if there is one: bad input is met before the loading."""
+    from edge.npu import REHEARSED
     from edge.runtime import devices
+    from edge.runtime.settings import Settings
 
-    resolved = devices.resolve(device)
+    named = devices.parse(device)
+    if rehearse and named not in ("NPU", devices.AUTO):
+        raise UsageError(f"{named} is not rehearsed, the NPU is", hint="Write --device NPU --rehearse.")
+    if rehearse:
+        named = "NPU"
+        say(f"This is a rehearsal {REHEARSED}: it shows the fixed shapes, and is slow.")
+    properties = {} if kv_precision is None else {"KV_CACHE_PRECISION": kv_precision}
+    wanted = Settings(named, properties, context=context, rehearse=rehearse, sparse=sparse, evict_beyond=evict_beyond)
+    if named == "NPU" and (sparse or evict_beyond):
+        raise UsageError("the NPU has neither --sparse nor --evict-beyond", hint="Leave them out, or take the CPU.")
+    if named != devices.AUTO and no_fallback and not rehearse:
+        devices.resolve(device)  # before a question is read or a model exported
     prompt = read()
-    folder = _exported(model, resolved, yes=yes, interactive=sys.stdin.isatty())
+    folder = _exported(model, _exported_for(named, rehearse), yes=yes, interactive=sys.stdin.isatty())
 
-    from edge.runtime.engine import Engine
+    from edge.runtime.guarded import open_guarded
 
     with progress_lines() as progress:
-        progress(f"loading {folder.name}", 0, 0)
-        engine = Engine.load(folder, resolved)
+        engine = open_guarded(folder, wanted, fallback=not no_fallback, say=say, progress=progress)
     with engine:
         yield engine, prompt
+
+
+def _exported_for(named: str, rehearse: bool) -> str:
+    """The device that a model not exported yet is exported for: the wanted one if it is here."""
+    from edge.runtime import devices
+
+    present = devices.available()
+    if named == devices.AUTO:
+        return devices.automatic(None, present)[0]
+    place = devices.members(named)[0]
+    return place if rehearse or devices.has(present, place) else "CPU"
 
 
 def _exported(model: str, device: str, *, yes: bool, interactive: bool) -> Path:

@@ -5,7 +5,7 @@ Three things are done to every model, whatever its target, for they cost nothing
 * q is scaled before it meets k (`edge.export.graph`): GLM-4's scores are too large otherwise.
 * `guard` carries the residual stream, and what is added to it, at 1/64. RMSNorm does not see a common factor, and
   a power of two changes no bit of any mantissa, so the logits stay what they were.
-* `mark` tells the plugins which operations stay in f32: the inside of the norms, and the angles of RoPE.
+* `edge.precise.mark` tells the plugins which operations stay in f32: the inside of the norms, and RoPE's angles.
 
 OpenVINO's own remedy, ACTIVATIONS_SCALE_FACTOR, is switched off for language models in its GPU plugin, where it
 halved the speed (openvino pull requests 27265 and 28632).
@@ -16,15 +16,13 @@ halved the speed (openvino pull requests 27265 and 28632).
 from __future__ import annotations
 
 import re
-import xml.etree.ElementTree as ElementTree
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openvino as ov
 from openvino import opset13 as ops
 
-from edge.export.graph import PRECISE
+from edge.precise import marked
 
 RESIDUAL_SCALE = 2.0**-6
 """Room for values up to 4 million. On the pocket model f16 loses as little with any factor from 1 to 2**-12."""
@@ -33,7 +31,6 @@ UNSCALED = "/unscaled"
 _VALUE = re.compile(r".*\.self_attn\.v_proj(\.bias_add)?")
 _GATE_UP = re.compile(r".*\.mlp\.gate_up_proj")
 POST_NORM = re.compile(r".*\.post_(self_attn|mlp)_layernorm\.weight")  # of `glm4`: their output is added to the stream
-_MARK = "DisablePrecisionConversion"  # older versions called it "precise"
 _ROUNDED = {"Add", "Convert", "Cos", "Divide", "MatMul", "Multiply", "Power", "ReduceMean", "Sin", "Softmax", "Sqrt",
             "Subtract", "Swish"}  # fmt: skip
 
@@ -69,31 +66,6 @@ def residual_scale(model: ov.Model) -> float:
     return RESIDUAL_SCALE if _EMBEDDING + UNSCALED in names else 1.0
 
 
-def mark(model_file: Path) -> int:
-    """Tell the plugins, in the IR's XML, which operations stay in f32; returns how many they are.
-
-    Python cannot set this attribute on a node, but it can be written where `read_model` looks for it.
-    """
-    tree = ElementTree.parse(model_file)
-    marked = 0
-    for layer in tree.iter("layer"):
-        if PRECISE in str(layer.get("name")):
-            info = layer.find("rt_info")
-            if info is None:
-                info = ElementTree.Element("rt_info")
-                layer.insert(1 if layer.find("data") is not None else 0, info)
-            if all(attribute.get("name") != _MARK for attribute in info):
-                ElementTree.SubElement(info, "attribute", name=_MARK, version="0", value="dynamic:f16")
-            marked += 1
-    tree.write(model_file, encoding="utf-8", xml_declaration=True)
-    return marked
-
-
-def marked(node: Any) -> bool:
-    """Whether a node of a model that was read from its IR says that it stays in f32."""
-    return any(str(key).startswith(_MARK) for key in node.get_rt_info())
-
-
 def simulated(model: ov.Model) -> ov.Model:
     """A copy of `model` in which every result is rounded to f16, and infinite beyond 65504; for runs in f32.
 
@@ -103,9 +75,12 @@ def simulated(model: ov.Model) -> ov.Model:
     Not simulated: the order of sums, and kernels that sum up integers of 4 bits in f16 before they scale them.
     """
     model = model.clone()
+    spared = {node.get_friendly_name() for node in model.get_ops() if marked(node)}
     for node in model.get_ordered_ops():
         if node.get_type_name() == "ScaledDotProductAttention":
-            _take_apart(node)
+            parts = _take_apart(node)
+            if node.get_friendly_name() in spared:
+                spared |= {part.get_friendly_name() for part in parts}
     constant: set[str] = set()
     for node in model.get_ordered_ops():
         kind = node.get_type_name()
@@ -115,9 +90,9 @@ def simulated(model: ov.Model) -> ov.Model:
             continue
         if kind in ("Result", "Assign") or node.get_output_element_type(0) != ov.Type.f32:
             continue
-        if marked(node):
+        if node.get_friendly_name() in spared:
             for reader in node.output(0).get_target_inputs():
-                if not marked(reader.get_node()):
+                if reader.get_node().get_friendly_name() not in spared:
                     reader.replace_source_output(_Half([node.output(0)]).output(0))
         elif kind in _ROUNDED or (kind == "Gather" and sources[0].get_friendly_name() in constant):
             readers = list(node.output(0).get_target_inputs())
@@ -153,13 +128,18 @@ class _Half(ov.Op):  # type: ignore[misc]  # OpenVINO comes without types
         return True
 
 
-def _take_apart(node: Any) -> None:
+def _take_apart(node: Any) -> list[Any]:
+    """Put the attention's own operations in its place, and return them."""
     query, key, value, mask, *scale = node.input_values()
     size = query.get_partial_shape()[-1].get_length()
     factor = scale[0] if scale else ops.constant(np.float32(1 / np.sqrt(size)))
-    scores = ops.multiply(ops.matmul(query, key, False, True), factor)
-    weights = ops.softmax(ops.add(scores, mask), -1)
-    node.output(0).replace(ops.matmul(weights, value, False, False).output(0))
+    product = ops.matmul(query, key, False, True)
+    scores = ops.multiply(product, factor)
+    masked = ops.add(scores, mask)
+    weights = ops.softmax(masked, -1)
+    out = ops.matmul(weights, value, False, False)
+    node.output(0).replace(out.output(0))
+    return [product, scores, masked, weights, out]
 
 
 def _scale(node: Any, factor: Any) -> None:

@@ -33,15 +33,13 @@ from openvino.op import util
 
 from edge.model.checkpoint import Weight
 from edge.model.spec import GlmSpec
+from edge.precise import PRECISE
 
 # Half of the lowest f16. Where scores and mask are added in f16 the lowest itself would become -inf with any score
 # below -16, and a fully masked row (padding, of which the NPU's static shapes make much) NaN.
 MASKED = np.float32(-32768)
 _END = np.iinfo(np.int32).max  # what the fusions read as "to the end"
 OV_TYPE = {"BF16": ov.Type.bf16, "F16": ov.Type.f16, "F32": ov.Type.f32}
-
-PRECISE = "/precise."
-"""In the names of operations that must not be done in f16; `edge.export.fp16` marks them for the plugins."""
 
 Node = Any  # openvino's Python nodes carry no useful static types
 

@@ -15,12 +15,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from edge import manifest
+from edge import manifest, precise
 from edge.errors import OutputError, RecipeError, VerificationError
-from edge.export import fp16, streaming, verify, verify_ir, verify_parts, verify_text
+from edge.export import streaming, verify, verify_ir, verify_parts, verify_text
 from edge.export.calibration import UserText, calibration_samples
 from edge.export.digests import Digests
 from edge.export.forecast import check_memory
+from edge.export.golden import keep_golden
 from edge.export.layerwise import Layerwise
 from edge.export.recipe import SMALL, Recipe
 from edge.export.rehearse import rehearse
@@ -37,8 +38,6 @@ from edge.model.spec import GlmSpec, read_json
 # Kept beside the IR so that the folder also serves transformers, optimum-intel and GenAI.
 _COMPANIONS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
                "special_tokens_map.json", "chat_template.jinja")  # fmt: skip
-_READ = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
-         "chat_template.jinja")  # fmt: skip
 _PARTS, _SPENT = "parts", "parts-spent"
 _FULL_BYTES = 64_000_000  # a write of OpenVINO's that fails with less than this left failed for want of it
 _WORTH_KEEPING = 1_000_000_000  # parameters; about half a minute of work
@@ -160,9 +159,7 @@ def run(job: Job, progress: Progress) -> manifest.Manifest:
     Raises:
         VerificationError: the result did not prove right; `job.out` is as it was before.
     """
-    folder = job.located.folder
-    read = [folder / name for name in _READ if (folder / name).is_file()] + job.checkpoint.shards
-    with Digests(read) as digests:
+    with Digests(job.checkpoint.files()) as digests:
         return _run(job, digests, progress)
 
 
@@ -200,7 +197,7 @@ def _run(job: Job, digests: Digests, progress: Progress) -> manifest.Manifest:
         streaming.write_model(
             checkpoint, recipe, store, model_file, progress, make_layer=make_layer, done_with=digests.done_with
         )
-        fp16.mark(model_file)
+        precise.mark(model_file)
         _write_companions(job, work, tokenizer)
         for check in _prove(job, work, tokenizer, reference, proof_ids, progress):
             keep(check)
@@ -230,6 +227,7 @@ def _prove(
         else:
             yield verify.check_compression(model_file, reference, proof_ids)
         yield fusions.result()
+    yield keep_golden(work, spec, tokenizer, progress)
     if job.target == "npu" and spec.parameter_count() < SMALL:  # it takes the memory of the whole model twice
         progress("rehearsing the NPU", 0, 0)
         yield rehearse(model_file, proof_ids)

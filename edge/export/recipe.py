@@ -10,13 +10,13 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from edge import npu
 from edge.errors import RecipeError
 from edge.model.spec import GlmSpec
 
 SMALL = 1_000_000_000
 """Parameters below which a model is calibrated unless told otherwise: minutes, where a large one takes hours."""
 _NPU_PER_CHANNEL = 5_000_000_000  # Intel's advice: one scale per output channel above 5B, groups of 128 below
-_NPU_GROUP = 64  # OpenVINO's road to the NPU unpacks 4-bit groups 64 at a time and stops at any that are smaller
 _XML_BYTES = 60_000
 _BACKUP_BITS = {"int8_asym": 8, "int8_sym": 8, "none": 16}
 
@@ -77,7 +77,7 @@ class Recipe:
             return dataclasses.replace(cls(weights), **given)
         if target == "npu":
             group = _largest_group(spec, 128)
-            fits = group >= _NPU_GROUP and spec.parameter_count() <= _NPU_PER_CHANNEL
+            fits = group >= npu.GROUP and spec.parameter_count() <= _NPU_PER_CHANNEL
             recipe = cls("int4", group_size=group if fits else -1, symmetric=True, backup="int8_sym")
         elif spec.parameter_count() < SMALL:
             recipe = cls(
@@ -177,13 +177,13 @@ class Recipe:
             wrong = f"mixed precision (a ratio of {self.ratio})"
         elif self.backup != "int8_sym":
             wrong = f"a backup precision of {self.backup}"
-        elif self.group_size != -1 and self.group_size < _NPU_GROUP:
+        elif self.group_size != -1 and self.group_size < npu.GROUP:
             wrong = f"groups of {self.group_size} weights"
         if wrong:
             raise RecipeError(
                 f"the NPU's compiler does not take {wrong}",
                 hint="For the NPU the weights are symmetric int4, all layers in 4 bits, the rest int8_sym, in groups "
-                f"of {_NPU_GROUP} or more, or -1 (one scale per output channel): leave the option out, or export for "
+                f"of {npu.GROUP} or more, or -1 (one scale per output channel): leave the option out, or export for "
                 "cpu or igpu.",
             )
 

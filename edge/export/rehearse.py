@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino as ov
 from numpy.typing import NDArray
 
 from edge.errors import ContextError, VerificationError
 from edge.infer import EXACT, core, infer
 from edge.manifest import Check
-from edge.npu import REHEARSED, check_prompt, rehearsal_properties
+from edge.npu import REHEARSED, check_prompt, recipe_notes, refusal, rehearsal_properties
 
 _MAX_PROMPT, _MIN_RESPONSE = 64, 16  # small, for the time it takes; the road is the same
 _ANSWER = 6  # tokens
@@ -36,7 +35,9 @@ def rehearse(model_file: Path, token_ids: Sequence[int]) -> Check:
             or takes a prompt above the limit.
     """
     model = core().read_model(model_file)
-    facts = check_facts(model)
+    notes = recipe_notes(model)
+    if (why := refusal(notes)) is not None:
+        raise _wrong(why)
     here = core().compile_model(model, "CPU", EXACT).create_infer_request()
     try:
         compiled = core().compile_model(model, "NPU", rehearsal_properties(_MAX_PROMPT, _MIN_RESPONSE) | EXACT)
@@ -58,28 +59,12 @@ def rehearse(model_file: Path, token_ids: Sequence[int]) -> Check:
         )
     _check_limit(there, text[: _MAX_PROMPT + 1])
     figures = {
-        "ran": REHEARSED, **facts, "max_prompt": _MAX_PROMPT, "prompts": [turn[0] for turn in turns],
+        "ran": REHEARSED, "mode": notes["mode"], "group_size": int(notes["group_size"]),
+        "ratio": float(notes["ratio"]), "max_prompt": _MAX_PROMPT, "prompts": [turn[0] for turn in turns],
         "tokens": len(turns) * (_ANSWER + 1), "same_tokens": sum(turn[2] for turn in turns),
         "logit_distance": distance, "logit_scale": scale,
     }  # fmt: skip
     return Check(name="npu rehearsal", passed=True, figures=figures)
-
-
-def check_facts(model: ov.Model) -> dict[str, Any]:
-    """What the IR itself says of its compression, if it is what the NPU's compiler takes.
-
-    Raises:
-        VerificationError: it says nothing, or something else.
-    """
-    section = ["nncf", "weight_compression"]
-    facts = {
-        key: str(model.get_rt_info([*section, key]).value) if model.has_rt_info([*section, key]) else "missing"
-        for key in ("mode", "group_size", "ratio")
-    }
-    if facts["mode"] != "int4_sym" or facts["group_size"] in ("missing", "0") or facts["ratio"] not in ("1", "1.0"):
-        said = ", ".join(f"{key} {value}" for key, value in facts.items())
-        raise _wrong(f"the IR says of itself {said}, where the NPU takes int4_sym with a ratio of 1")
-    return {"mode": facts["mode"], "group_size": int(facts["group_size"]), "ratio": float(facts["ratio"])}
 
 
 def _compare(here: Any, there: Any, prompt: NDArray[np.int64]) -> tuple[NDArray[np.int64], float, int, float]:

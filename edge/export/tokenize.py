@@ -82,8 +82,10 @@ def read(folder: Path) -> tuple[ov.Model, ov.Model]:
     Raises:
         ModelError: one of them is missing or cannot be read.
     """
-    import openvino_tokenizers  # noqa: F401  # teaches OpenVINO the operations of both
+    import openvino_tokenizers
 
+    # It teaches only Cores that are made after it was imported; ours may be older, after a look at the devices.
+    core().add_extension(str(openvino_tokenizers._ext_path))
     for name in (TOKENIZER_FILE, DETOKENIZER_FILE):
         if not (folder / name).is_file():
             raise ModelError(f"{folder} has no {name}", hint="Export the model again: without it no text can be read.")

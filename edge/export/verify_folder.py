@@ -11,10 +11,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from edge import manifest
+from edge import golden, manifest
 from edge.errors import EdgeError, ModelError
 from edge.export import ir, verify, verify_ir, verify_parts, verify_text
 from edge.export.calibration import calibration_samples
+from edge.export.golden import check_golden
 from edge.export.recipe import SMALL, Recipe
 from edge.export.rehearse import rehearse
 from edge.infer import core
@@ -148,6 +149,8 @@ def _model_steps(subject: _Subject) -> Iterator[Step]:
         "running prompts of many lengths",
         lambda: verify_ir.check_lengths(file, spec.vocab_size, spec.context_length),
     )
+    if ours and (subject.folder / golden.FILE_NAME).is_file():
+        yield "golden", "comparing the golden logits", lambda: _golden(subject)
     if subject.made is not None and subject.made.target == "npu" and spec.parameter_count() < SMALL:
         tokenizer = tokenizers.load(subject.folder)
         ids = calibration_samples(tokenizer, count=1, length=128, held_out=True)[0]
@@ -174,6 +177,12 @@ def against_steps(model_file: Path, checkpoint: Checkpoint, *, ours: bool) -> It
         return verify.check_compression(model_file, reference, ids)
 
     yield "compression", "comparing the answers", compression
+
+
+def _golden(subject: _Subject) -> Check:
+    kept = golden.read(subject.folder)
+    assert kept is not None
+    return check_golden(subject.model_file, kept)
 
 
 def _recipe(made: Manifest) -> Recipe:

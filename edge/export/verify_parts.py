@@ -73,12 +73,12 @@ def check_rows(model_file: Path, checkpoint: Checkpoint, *, ours: bool = True) -
     worst_name, worst = "", 0.0
     unknown = 0
     for weight in ir.weights_of(model):
-        source = _source(weight)
+        source = source_name(weight)
         if source is None or weight.shape != spec.tensor_shapes().get(source):
             unknown += 1
             continue
         index = np.sort(rng.choice(weight.shape[0], min(_ROWS, weight.shape[0]), replace=False))
-        order = _row_order(spec, weight.kind) if ours else None
+        order = row_order(spec, weight.kind) if ours else None
         expected = checkpoint.weight(source).rows(index if order is None else order[index]).f32()
         got = weight.rows(index)
         factors = ir.channel_factors(weight) if weight.kind == "down_proj" else None
@@ -109,7 +109,7 @@ def check_rows(model_file: Path, checkpoint: Checkpoint, *, ours: bool = True) -
     return Check(name="rows", passed=passed, figures=figures, message=message, hint=hint)
 
 
-def _source(weight: ir.IrWeight) -> str | None:
+def source_name(weight: ir.IrWeight) -> str | None:
     """The checkpoint's name of a matrix."""
     if weight.kind in (ir.EMBEDDING, ir.TIED):
         return "model.embed_tokens.weight"
@@ -121,7 +121,8 @@ def _source(weight: ir.IrWeight) -> str | None:
     return f"model.layers.{weight.layer}.{module}.{weight.kind}.weight"
 
 
-def _row_order(spec: GlmSpec, kind: str) -> NDArray[np.int64] | None:
+def row_order(spec: GlmSpec, kind: str) -> NDArray[np.int64] | None:
+    """Which of the checkpoint's rows each row of a matrix of ours is; None: its own."""
     heads = {"q_proj": spec.num_heads, "k_proj": spec.num_kv_heads}.get(kind)
     return None if heads is None else rotary_row_order(heads, spec.head_dim, spec.rotary_dim)
 
@@ -136,7 +137,7 @@ def _vectors(model: ov.Model, checkpoint: Checkpoint) -> tuple[int, list[str]]:
             continue
         place = name.removesuffix(".weight") if name.endswith(".weight") else name + "_add"
         expected = checkpoint.weight(name)
-        order = _row_order(spec, name.split(".")[-2]) if name.endswith(".bias") else None
+        order = row_order(spec, name.split(".")[-2]) if name.endswith(".bias") else None
         values = (expected if order is None else expected.rows(order)).f32()
         if POST_NORM.fullmatch(name):
             values *= scale

@@ -28,6 +28,8 @@ _STORAGE: dict[str, np.dtype[Any]] = {"BF16": np.dtype("<u2"), "F16": np.dtype("
 _IGNORED_SUFFIXES = (".rotary_emb.inv_freq", ".rotary_pos_emb.inv_freq")
 _VISION = "transformer.vision."
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
+_READ = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
+         "chat_template.jinja")  # fmt: skip
 _MAX_HEADER_BYTES = 100_000_000
 _REPAIR = "Download the file again; an interrupted download or a full disk leaves it short."
 
@@ -56,6 +58,11 @@ class Weight:
             return bits.view(np.float32)
         return self.raw.astype(np.float32)
 
+    def times(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """x [S, columns] times the transposed matrix: [S, rows]."""
+        out: NDArray[np.float32] = x @ self.f32().T
+        return out
+
 
 class Checkpoint:
     """A folder of safetensors whose tensors all exist, with the right shapes, before work starts.
@@ -83,6 +90,15 @@ class Checkpoint:
     def weight(self, name: str) -> Weight:
         """The tensor `name` of `GlmSpec.tensor_shapes`; a view that lives as long as this object."""
         return self._weights[name]
+
+    def files(self) -> list[Path]:
+        """Of its folder those that decide what the model says: config, tokenizer and weights."""
+        return [path for path in (self.folder / name for name in _READ) if path.is_file()] + self.shards
+
+    def tensors(self) -> Iterator[tuple[str, NDArray[Any]]]:
+        """Name and `Weight.raw` of every tensor of `GlmSpec.tensor_shapes`, in its order."""
+        for name in self.spec.tensor_shapes():
+            yield name, self._weights[name].raw
 
     def _rename(self, tensors: dict[str, Weight]) -> dict[str, Weight]:
         spec = self.spec

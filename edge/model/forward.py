@@ -8,24 +8,37 @@ cache, float32, a layer at a time, so that only one layer is ever in memory.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.model.checkpoint import Weight
 from edge.model.spec import GlmSpec
 
 Array = NDArray[np.float32]
 
 
-def logits(spec: GlmSpec, weight: Callable[[str], Weight], token_ids: Sequence[int]) -> Array:
+class Tensor(Protocol):
+    """A tensor of the checkpoint: a `Weight`, or one that is restored from elsewhere."""
+
+    def f32(self) -> Array:
+        """Its values."""
+
+    def rows(self, index: NDArray[np.int64]) -> Tensor:
+        """Some rows of a matrix."""
+
+    def times(self, x: Array) -> Array:
+        """x [S, columns] times the transposed matrix: [S, rows]."""
+
+
+def logits(spec: GlmSpec, weight: Callable[[str], Tensor], token_ids: Sequence[int]) -> Array:
     """Logits [S, vocab] of every position of one sequence of S tokens."""
     hidden = hidden_states(spec, weight, token_ids)
     head = "model.embed_tokens.weight" if spec.tie_word_embeddings else "lm_head.weight"
-    return hidden @ weight(head).f32().T
+    return weight(head).times(hidden)
 
 
-def hidden_states(spec: GlmSpec, weight: Callable[[str], Weight], token_ids: Sequence[int]) -> Array:
+def hidden_states(spec: GlmSpec, weight: Callable[[str], Tensor], token_ids: Sequence[int]) -> Array:
     """Output of the last norm, [S, hidden]."""
     hidden = weight("model.embed_tokens.weight").rows(np.asarray(token_ids)).f32()
     for i in range(spec.num_layers):
@@ -33,7 +46,7 @@ def hidden_states(spec: GlmSpec, weight: Callable[[str], Weight], token_ids: Seq
     return last_norm(spec, weight, hidden)
 
 
-def layer(spec: GlmSpec, weight: Callable[[str], Weight], hidden: Array, i: int) -> Array:
+def layer(spec: GlmSpec, weight: Callable[[str], Tensor], hidden: Array, i: int) -> Array:
     """Layer i applied to hidden states [S, hidden] at positions 0, 1, …."""
     prefix = f"model.layers.{i}."
     cos, sin = _rotary(spec, len(hidden))
@@ -49,12 +62,12 @@ def layer(spec: GlmSpec, weight: Callable[[str], Weight], hidden: Array, i: int)
     return hidden + fed
 
 
-def last_norm(spec: GlmSpec, weight: Callable[[str], Weight], hidden: Array) -> Array:
+def last_norm(spec: GlmSpec, weight: Callable[[str], Tensor], hidden: Array) -> Array:
     """The norm before the head."""
     return _rms_norm(hidden, weight("model.norm.weight"), spec)
 
 
-def _rms_norm(x: Array, scale: Weight, spec: GlmSpec) -> Array:
+def _rms_norm(x: Array, scale: Tensor, spec: GlmSpec) -> Array:
     variance = np.mean(x * x, axis=-1, keepdims=True)
     normed: Array = scale.f32() * (x / np.sqrt(variance + np.float32(spec.rms_norm_eps)))
     return normed
@@ -77,9 +90,9 @@ def _rotate(x: Array, cos: Array, sin: Array, rotary_dim: int) -> Array:
     return out
 
 
-def _attention(spec: GlmSpec, weight: Callable[[str], Weight], prefix: str, x: Array, cos: Array, sin: Array) -> Array:
+def _attention(spec: GlmSpec, weight: Callable[[str], Tensor], prefix: str, x: Array, cos: Array, sin: Array) -> Array:
     def project(name: str, heads: int) -> Array:
-        out = x @ weight(f"{prefix}{name}_proj.weight").f32().T
+        out = weight(f"{prefix}{name}_proj.weight").times(x)
         if spec.attention_bias:
             out = out + weight(f"{prefix}{name}_proj.bias").f32()
         return out.reshape(len(x), heads, spec.head_dim)
@@ -94,14 +107,12 @@ def _attention(spec: GlmSpec, weight: Callable[[str], Weight], prefix: str, x: A
     scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
     scores /= scores.sum(axis=-1, keepdims=True)
     out = np.einsum("hqk,khd->qhd", scores, value).reshape(len(x), spec.q_size)
-    attended: Array = out @ weight(prefix + "o_proj.weight").f32().T
-    return attended
+    return weight(prefix + "o_proj.weight").times(out)
 
 
-def _mlp(spec: GlmSpec, weight: Callable[[str], Weight], prefix: str, x: Array) -> Array:
-    both = x @ weight(prefix + "gate_up_proj.weight").f32().T
+def _mlp(spec: GlmSpec, weight: Callable[[str], Tensor], prefix: str, x: Array) -> Array:
+    both = weight(prefix + "gate_up_proj.weight").times(x)
     gate, up = both[:, : spec.intermediate_size], both[:, spec.intermediate_size :]
     with np.errstate(over="ignore"):  # a gate below -88 is shut: gate / inf
         gated = gate / (1 + np.exp(-gate)) * up
-    fed: Array = gated @ weight(prefix + "down_proj.weight").f32().T
-    return fed
+    return weight(prefix + "down_proj.weight").times(gated)

@@ -124,6 +124,28 @@ class GlmSpec:
         plain = self.rope_theta ** -(np.arange(0, self.rotary_dim, 2, dtype=np.float64) / self.rotary_dim)
         return (plain, 1.0) if self.yarn is None else (self.yarn.frequencies(plain, self.rope_theta), self.yarn.scale)
 
+    def transformers_config(self) -> dict[str, Any]:
+        """The same in the keys of transformers' `GlmConfig` or, of four norms, `Glm4Config`; whatever the layout."""
+        rope: dict[str, Any] = {
+            "rope_type": "default", "rope_theta": self.rope_theta,
+            "partial_rotary_factor": self.rotary_dim / self.head_dim,
+        }  # fmt: skip
+        if self.yarn is not None:
+            rope |= {
+                "rope_type": "yarn", "factor": self.yarn.factor, "beta_fast": self.yarn.beta_fast,
+                "beta_slow": self.yarn.beta_slow, "original_max_position_embeddings": self.yarn.original_context,
+                "attention_factor": self.yarn.scale,
+            }  # fmt: skip
+        return {
+            "model_type": "glm4" if self.four_norms else "glm",
+            "vocab_size": self.vocab_size, "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size, "num_hidden_layers": self.num_layers,
+            "num_attention_heads": self.num_heads, "num_key_value_heads": self.num_kv_heads,
+            "head_dim": self.head_dim, "rms_norm_eps": self.rms_norm_eps, "attention_bias": self.attention_bias,
+            "tie_word_embeddings": self.tie_word_embeddings, "max_position_embeddings": self.context_length,
+            "eos_token_id": list(self.stop_ids), "pad_token_id": None, "rope_parameters": rope,
+        }  # fmt: skip
+
     def parameter_count(self) -> int:
         """Number of weights and biases, a tied head counted once."""
         total = 0

@@ -1,15 +1,27 @@
-"""Which device a model runs on, and how it is told to run there."""
+"""Which devices there are, what they can do with a model, and how it is told to run there."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from edge.errors import DeviceError
-from edge.manifest import Manifest
+import psutil
 
-_KNOWN = re.compile(r"CPU|GPU(\.\d+)?|NPU|AUTO")
+from edge import npu
+from edge.errors import DeviceError
+from edge.manifest import MODEL_FILE, Manifest
+from edge.runtime import plan as plans
+
+AUTO = "AUTO"
+_PLACE = r"(CPU|GPU(\.\d+)?|NPU)"
+_KNOWN = re.compile(rf"{_PLACE}|AUTO|HETERO:{_PLACE}(,{_PLACE})+")
+_PRECISION = re.compile(r"[BN]?FP?\d+(_\w+)?|INT\d+")
+
+Ask = Callable[[str, str], Any]
+"""A property of a device; None where it does not tell."""
 
 
 def available() -> list[str]:
@@ -19,27 +31,84 @@ def available() -> list[str]:
     return list(core().available_devices)
 
 
-def resolve(device: str, devices: Callable[[], Sequence[str]] = available) -> str:
-    """The device to load on, for what the user wrote: CPU, GPU, GPU.n, NPU or AUTO, in any case.
+def ask(device: str, name: str) -> Any:
+    """A property of a device's plugin, or None where it has none such."""
+    from edge.infer import core
 
-    AUTO is the GPU where there is one, else the CPU; the NPU needs a model exported for it and is never
-    chosen unasked.
+    try:
+        return core().get_property(device, name)
+    except RuntimeError:
+        return None
+
+
+def parse(device: str, present: Sequence[str] = ("CPU", "GPU", "NPU")) -> str:
+    """What the user wrote, as it is written elsewhere: CPU, GPU, GPU.n, NPU, AUTO or HETERO:A,B.
+
+    Raises:
+        DeviceError: it is none of these; names those `present`.
+    """
+    name = "".join(device.split()).upper()
+    if not _KNOWN.fullmatch(name):
+        hetero = f", or several as HETERO:{','.join(present)}" if len(present) > 1 else ""
+        raise DeviceError(f"'{device}' is no device", hint=f"Here you can choose {', '.join(present)} or AUTO{hetero}.")
+    return name
+
+
+def members(device: str) -> list[str]:
+    """The devices that HETERO spreads a model over; of any other, itself."""
+    return device.removeprefix("HETERO:").split(",")
+
+
+def resolve(
+    device: str,
+    devices: Callable[[], Sequence[str]] = available,
+    manifest: Manifest | None = None,
+    failed: Collection[str] = (),
+) -> str:
+    """The device to load on, for what the user wrote in any case: CPU, GPU, GPU.n, NPU, AUTO or HETERO:A,B.
+
+    Args:
+        devices: gives those that are present.
+        manifest: of the model to be loaded. AUTO is the NPU only for one that was exported for it; else the GPU where
+            there is one, else the CPU.
+        failed: devices that AUTO passes over, for what is known of them (`Choices.failed`).
 
     Raises:
         DeviceError: there is no such device here; names those there are.
     """
-    name = device.strip().upper()
-    present = devices()
-    if not _KNOWN.fullmatch(name):
-        raise DeviceError(f"'{device}' is no device", hint=f"Here you can choose {_listed(present)} or AUTO.")
-    if name == "AUTO":
-        return "GPU" if _has(present, "GPU") else "CPU"
-    if not _has(present, name):
-        raise DeviceError(
-            f"this machine has no {name} that OpenVINO can use; it has {_listed(present)}",
-            hint="Choose one of those, or install the device's driver.",
-        )
-    return name
+    present = list(devices())
+    name = parse(device, present)
+    if name != AUTO:
+        require(name, present)
+        return name
+    return next((found for found in automatic(manifest, present) if found not in failed), "CPU")
+
+
+def require(device: str, present: Sequence[str]) -> None:
+    """Refuse a device that is not here.
+
+    Raises:
+        DeviceError: names those there are.
+    """
+    for member in members(device):
+        if not has(present, member):
+            raise DeviceError(
+                f"this machine has no {member} that OpenVINO can use; it has {', '.join(present) or 'none'}",
+                hint="Choose one of those, or install the device's driver; `glm4-edge devices` says what is known.",
+            )
+
+
+def automatic(manifest: Manifest | None, present: Sequence[str]) -> list[str]:
+    """What AUTO may choose, the best first."""
+    order = ["NPU", "GPU", "CPU"] if manifest is not None and manifest.target == "npu" else ["GPU", "CPU"]
+    return [name for kind in order for name in present if name.split(".")[0] == kind]
+
+
+def has(present: Sequence[str], name: str) -> bool:
+    """Whether a device is among those that OpenVINO listed."""
+    return any(found == name or (found.split(".")[0] == name and "." not in name) for found in present) or (
+        name == "GPU.0" and "GPU" in present  # a single GPU is listed without a number
+    )
 
 
 def default_properties(device: str, manifest: Manifest) -> dict[str, Any]:
@@ -56,11 +125,130 @@ def default_properties(device: str, manifest: Manifest) -> dict[str, Any]:
     return {}
 
 
-def _has(present: Sequence[str], name: str) -> bool:
-    return any(found == name or (found.split(".")[0] == name and "." not in name) for found in present) or (
-        name == "GPU.0" and "GPU" in present  # a single GPU is listed without a number
-    )
+def illegal(device: str, manifest: Manifest, folder: Path | None = None) -> str | None:
+    """Why an exported model may not run on a device, before anything is compiled; None where it may.
+
+    Args:
+        folder: where the model lies; given, the IR's own notes are read, too.
+    """
+    if "NPU" not in members(device):
+        return None
+    if manifest.target != "npu":
+        return f"the model was exported for {manifest.target}, and the NPU's compiler does not take that"
+    if folder is None:
+        return None
+    from edge.infer import core
+
+    return npu.refusal(npu.recipe_notes(core().read_model(folder / MODEL_FILE)))
 
 
-def _listed(devices: Sequence[str]) -> str:
-    return ", ".join(devices) if devices else "none"
+def identity(device: str, ask: Ask = ask) -> str:
+    """The device's own name and its driver's version: what is known of one device holds for no other."""
+    found = []
+    for member in members(device):
+        name, driver = ask(member, "FULL_DEVICE_NAME") or member, _driver(member, ask)
+        found.append(f"{name}, driver {driver}" if driver else str(name))
+    return " + ".join(found)
+
+
+@dataclass(frozen=True)
+class DeviceFacts:
+    """A device, and what it can do with a model. What is not known is None."""
+
+    device: str
+    name: str | None
+    driver: str | None
+    memory_bytes: int | None
+    free_bytes: int | None
+    precisions: tuple[str, ...]
+    absent: str | None
+    """Why OpenVINO does not see it."""
+    why_not: str | None = None
+    """Why the model may not run there."""
+    needs_bytes: int | None = None
+    """The memory that the model takes there for a short conversation (`plan.SHORTEST` tokens)."""
+    remark: str | None = None
+
+
+def describe(
+    folder: Path | None = None, present: Callable[[], Sequence[str]] = available, ask: Ask = ask
+) -> list[DeviceFacts]:
+    """Every device that OpenVINO sees, and of GPU and NPU that are not there, why.
+
+    Args:
+        folder: an exported model; given, what it may do on each of them.
+
+    Raises:
+        ModelError: the folder holds no exported model.
+    """
+    manifest = Manifest.read(folder) if folder is not None else None
+    found = list(present())
+    facts = [_facts(device, ask, None) for device in found]
+    for device in ("GPU", "NPU"):
+        if not has(found, device):
+            facts.append(_facts(device, lambda *_: None, _absence(device)))
+    if folder is None or manifest is None:
+        return facts
+    shape = plans.Shape.read(folder)
+    return [_with_model(each, manifest, shape, folder) for each in facts]
+
+
+def _facts(device: str, ask: Ask, absent: str | None) -> DeviceFacts:
+    total = free = None
+    if device == "CPU":
+        memory = psutil.virtual_memory()
+        total, free = int(memory.total), int(memory.available)
+    else:
+        place = device.partition(".")[0]
+        total, used = (_number(ask(device, f"{place}_DEVICE_{kind}_MEM_SIZE")) for kind in ("TOTAL", "ALLOC"))
+        if total is not None and used is not None:
+            free = total - used
+    return DeviceFacts(
+        device, ask(device, "FULL_DEVICE_NAME"), _driver(device, ask), total, free,
+        tuple(item for item in map(str, ask(device, "OPTIMIZATION_CAPABILITIES") or ()) if _PRECISION.fullmatch(item)),
+        absent,
+    )  # fmt: skip
+
+
+def _with_model(facts: DeviceFacts, manifest: Manifest, shape: plans.Shape, folder: Path) -> DeviceFacts:
+    total, device = facts.memory_bytes or 0, facts.device
+    context = min(plans.SHORTEST, shape.context_length)
+    kv_precision = plans.kv_default(device)
+    needs = plans.plan(
+        shape, context, device=device, kv_precision=kv_precision, available=total, total=total
+    ).needed_bytes
+    why = facts.absent or illegal(facts.device, manifest, folder)
+    remark = None
+    if why is None and facts.memory_bytes is not None and needs > facts.memory_bytes:
+        why = f"it needs {needs / 1e9:.1f} GB of memory, of {facts.memory_bytes / 1e9:.1f} GB"
+    elif why is None and facts.free_bytes is not None and needs > facts.free_bytes:
+        remark = f"needs {needs / 1e9:.1f} GB of memory, where {facts.free_bytes / 1e9:.1f} GB are free"
+    return DeviceFacts(**{**vars(facts), "why_not": why, "needs_bytes": needs, "remark": remark})
+
+
+def _driver(device: str, ask: Ask) -> str | None:
+    place = device.partition(".")[0]
+    told = ask(device, f"{place}_DRIVER_VERSION") if place != "CPU" else None
+    return None if told is None else str(told)
+
+
+def _absence(device: str) -> str:
+    """What OpenVINO's plugin says when a device that it does not list is asked for its name."""
+    from edge.infer import core
+
+    try:
+        core().get_property(device, "DEVICE_TYPE")
+    except RuntimeError as error:
+        told = str(error)
+    else:
+        return "OpenVINO does not list it"
+    if "libOpenCL" in told or "OpenCL.dll" in told:
+        return "OpenCL is not installed here, which comes with the GPU's driver"
+    if "No available" in told or "no supported devices" in told.lower() or "OCL devices" in told:
+        return f"no {device}, or no driver for it"
+    lines = [line.strip() for line in told.splitlines()]
+    return next((line for line in lines if line and not line.startswith("Exception from")), "OpenVINO gives no reason")
+
+
+def _number(value: Any) -> int | None:
+    return None if value is None else int(value)

@@ -15,6 +15,7 @@ from edge.messages import Progress
 from edge.runtime import probes_cpu, probes_devices, probes_memory, probes_model, probes_packages, probes_system
 from edge.runtime.finding import Finding, Patient
 from edge.runtime.machine import Machine, processor_name
+from edge.runtime.plan import Shape
 
 Probe = Callable[[Patient], list[Finding]]
 PROBES: tuple[Probe, ...] = (
@@ -50,16 +51,16 @@ def examine(
         folder: an exported model, whose needs are held against the machine.
     """
     machine = machine or Machine()
-    findings, manifest = [], None
+    findings, manifest, shape = [], None, None
     if folder is not None:
         try:
-            manifest = Manifest.read(folder)
+            manifest, shape = Manifest.read(folder), Shape.read(folder)
         except EdgeError as error:
             findings.append(Finding("model", "problem", error.message, error.hint.rstrip(".")))
         else:
             what = f"{manifest.source.model}, {manifest.architecture.parameters / 1e6:,.0f}M parameters, is whole"
             findings.append(Finding("model", "ok", what, figures={"source": manifest.source.model}))
-    patient = Patient(machine, folder, manifest)
+    patient = Patient(machine, folder, manifest, shape)
     for done, probe in enumerate(probes):
         progress("examining this machine", done, len(probes))
         findings += _guarded(probe, patient)

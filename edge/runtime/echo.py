@@ -9,6 +9,7 @@ from collections.abc import Generator, Sequence
 from edge.messages import Chunk, Message, Sampling
 from edge.runtime import sampling as samplings
 from edge.runtime.context import room_for_answer
+from edge.runtime.prefix import Reading
 from edge.runtime.stream import Running, Write, stream_tokens
 
 STOP_ID = 0
@@ -29,6 +30,7 @@ class EchoEngine:
         self.name = "echo"
         self.device = "CPU"
         self.context_length = context_length
+        self.max_prompt: int | None = None
         self._seconds_per_token = seconds_per_token
         self._prefill_seconds = prefill_seconds
         self._lock = threading.Lock()
@@ -54,7 +56,7 @@ class EchoEngine:
             yield from stream_tokens(
                 produce,
                 decode=lambda ids: "".join(map(chr, ids)),
-                prompt_tokens=prompt_tokens,
+                reading=Reading(prompt_tokens),
                 stop_ids=frozenset({STOP_ID}),
                 stop=sampling.stop,
                 lock=self._lock,

@@ -1,84 +1,79 @@
-"""A model on a device, answering. The only importer of openvino_genai."""
+"""A model on a device, answering."""
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import threading
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from edge.errors import DeviceError, EdgeError, ModelError, UsageError
 from edge.manifest import Manifest
 from edge.messages import Chunk, Message, Sampling
-from edge.runtime import devices
+from edge.npu import check_prompt
 from edge.runtime import sampling as samplings
 from edge.runtime.context import room_for_answer
-from edge.runtime.stream import Running, Write, stream_tokens
+from edge.runtime.interface import Probe
+from edge.runtime.pipelines import Backend, Opened, chat_history, open_pipeline
+from edge.runtime.plan import BLOCK
+from edge.runtime.prefix import PrefixMemory, Reading
+from edge.runtime.settings import Settings
+from edge.runtime.stream import Running, Turn, Write, stream_tokens
 
 
 class Engine:
-    """An exported model, loaded. A `ChatEngine`, and a context manager that closes itself.
+    """An exported model, loaded. A `ChatEngine`, a `Probing`, and a context manager that closes itself.
 
-    The paged-attention backend of OpenVINO GenAI keeps what it has read, so that a further turn of a
-    conversation reads only what is new.
+    On CPU and GPU several answers are made at once, and a further turn of a conversation reads only what is new
+    (paged attention with its prefix cache). On the NPU they come one after the other.
     """
 
-    def __init__(self, pipeline: Any, manifest: Manifest, device: str) -> None:
-        self._pipeline = pipeline
+    def __init__(self, opened: Opened, manifest: Manifest, settings: Settings) -> None:
+        pipeline = opened.pipeline
+        self._backend: Backend | None = opened.backend
         self._tokenizer = pipeline.get_tokenizer()
+        self._defaults = pipeline.get_config if hasattr(pipeline, "get_config") else pipeline.get_generation_config
         self._stop_ids = frozenset(manifest.stop_ids)
-        self._lock = threading.Lock()
+        self._together = opened.together
+        self._turn: Turn = threading.Lock() if opened.together == 1 else threading.Semaphore(opened.together)
         self._running = Running()
+        self._step_tokens = opened.step_tokens
+        block = BLOCK.get(settings.device.partition(".")[0], 32)
+        self._prefixes = PrefixMemory(block) if opened.step_tokens else None
         self.manifest = manifest
+        self.settings = settings
         self.name = manifest.source.model
-        self.device = device
-        self.context_length = manifest.architecture.context_length
+        self.device = settings.device
+        self.context_length = opened.context
+        self.max_prompt = opened.max_prompt
 
     @classmethod
-    def load(cls, folder: Path, device: str = "CPU", properties: dict[str, Any] | None = None) -> Engine:
+    def load(cls, folder: Path, settings: Settings) -> Engine:
         """Load an exported model.
-
-        Args:
-            folder: what `glm4-edge export` made.
-            device: CPU, GPU, GPU.n, NPU or AUTO.
-            properties: of the OpenVINO plugin, over those chosen for the device; None leaves one to the plugin.
 
         Raises:
             ModelError: the folder holds no exported model, or a damaged one.
-            DeviceError: the device is not here or does not take the model.
+            DeviceError: the device does not take the model.
+            ContextError: the model reads less than the context that was asked for.
+            ResourceError: that context does not fit into memory.
+            UsageError: the device does not take the properties.
         """
         manifest = Manifest.read(folder)
-        resolved = devices.resolve(device)
-        if resolved == "NPU" and manifest.target != "npu":
+        if settings.device == "NPU" and manifest.target != "npu":
             # Its compiler does not refuse other recipes, it ends the process.
             raise DeviceError(
                 f"{folder} was exported for {manifest.target}, and the NPU cannot run that",
                 hint="Export the model again with --for npu, or choose another device.",
             )
-        chosen = {**devices.default_properties(resolved, manifest), **(properties or {})}
-        chosen = {name: value for name, value in chosen.items() if value is not None}
-
-        import openvino_genai
-
         try:
-            pipeline = openvino_genai.LLMPipeline(str(folder), resolved, **chosen)
+            return cls(open_pipeline(folder, settings, manifest), manifest, settings)
         except Exception as error:
-            if "Unsupported property" in str(error):
-                raise UsageError(
-                    f"{resolved} does not take these properties: {_reason(error)}", hint="Leave out what it names."
-                ) from error
-            if resolved == "CPU":
-                raise ModelError(
-                    f"{folder} cannot be loaded: {_reason(error)}",
-                    hint="Export the model again; if memory is short, close other programs.",
-                ) from error
-            raise DeviceError(
-                f"{resolved} cannot load {folder}: {_reason(error)}",
-                hint="Update the device's driver, or use the CPU.",
-            ) from error
-        return cls(pipeline, manifest, resolved)
+            raise _not_loaded(error, folder, settings.device) from error
 
     def __enter__(self) -> Engine:
         return self
@@ -93,17 +88,17 @@ class Engine:
         """
         started = time.perf_counter()
         samplings.check(sampling)
-        prompt = self._encode(messages)
-        prompt_tokens = int(prompt.input_ids.shape[-1])
-        config = self._config(sampling, room_for_answer(prompt_tokens, self.context_length, sampling.max_new_tokens))
+        prompt = self.encode(messages)
+        reading = Reading(len(prompt), step_tokens=self._step_tokens)
+        config = self._config(sampling, self._room(reading.tokens, sampling.max_new_tokens))
         with self._running.begin() as cancelled:
             yield from stream_tokens(
-                lambda write: self._generate(prompt, config, write),
+                lambda write: self._generate(prompt, config, write, reading),
                 decode=self._decode,
-                prompt_tokens=prompt_tokens,
+                reading=reading,
                 stop_ids=self._stop_ids,
                 stop=sampling.stop,
-                lock=self._lock,
+                lock=self._turn,
                 cancelled=cancelled,
                 started=started,
             )
@@ -114,7 +109,7 @@ class Engine:
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
         """Tokens of the conversation as the model would read it; see `ChatEngine.count_tokens`."""
-        return int(self._encode(messages).input_ids.shape[-1])
+        return len(self.encode(messages))
 
     def warm_up(self) -> None:
         """Run one token: the plugin repacks the weights at its first inference, the longest wait of all.
@@ -122,35 +117,69 @@ class Engine:
         Raises:
             DeviceError: the device failed.
         """
-        with self._lock:
-            # One token fills no block of the cache, so that later answers do not depend on this.
-            prompt = self._open_tokenizer().encode("a", add_special_tokens=False)
-            self._generate(prompt, self._config(Sampling(temperature=0), 1), lambda ids: True)
+        # One token fills no block of the cache, so that later answers do not depend on this.
+        with self._turn_held():
+            self._generate(self._ids("a"), self._config(Sampling(temperature=0), 1), lambda ids: True, Reading(1))
+
+    def probe(self, token_ids: Sequence[int]) -> Probe:
+        """See `Probing.probe`.
+
+        What the prefix cache still has is not computed again; then `log_probs` is None.
+        """
+        self._open_tokenizer()
+        config = self._config(Sampling(temperature=0), self._room(len(token_ids), 1))
+        if self._together > 1:
+            config.echo, config.logprobs = True, 1
+        with self._turn_held():
+            tokens, log_probs = self._generate(token_ids, config, lambda ids: True, Reading(len(token_ids)))
+        given = tuple(log_probs[1:-1]) if len(log_probs) == len(token_ids) + 1 else None
+        return Probe(tokens[-1], given)
 
     def close(self) -> None:
         """End what runs, wait for it, and give the memory back."""
         self.cancel()
-        with self._lock:
-            self._pipeline = self._tokenizer = None
+        if self._backend is not None:
+            for _ in range(self._together):  # all who answer
+                self._turn.acquire()
+            self._backend.close()
+            self._backend = self._tokenizer = self._defaults = None
+            for _ in range(self._together):
+                self._turn.release()
+
+    @contextlib.contextmanager
+    def _turn_held(self) -> Iterator[None]:
+        self._turn.acquire()
+        try:
+            yield
+        finally:
+            self._turn.release()
+
+    def _room(self, prompt_tokens: int, max_new_tokens: int | None) -> int:
+        """Tokens the answer may have."""
+        if self.max_prompt is not None:
+            check_prompt(prompt_tokens, self.max_prompt)
+        return room_for_answer(prompt_tokens, self.context_length, max_new_tokens)
 
     def _open_tokenizer(self) -> Any:
         if self._tokenizer is None:
-            raise ModelError("the model has been closed", hint="Load it again.")
+            raise _closed()
         return self._tokenizer
 
-    def _encode(self, messages: Sequence[Message]) -> Any:
+    def _ids(self, text: str) -> list[int]:
+        encoded = self._open_tokenizer().encode(text, add_special_tokens=False)
+        return [int(item) for item in encoded.input_ids.data[0]]
+
+    def encode(self, messages: Sequence[Message]) -> list[int]:
         """The conversation as tokens; the answer's opening included.
 
         The chat template writes GLM-4's `[gMASK]<sop>` itself. Encoding with special tokens would put it
         there twice.
         """
-        import openvino_genai
-
         tokenizer = self._open_tokenizer()
         try:
-            history = openvino_genai.ChatHistory([{"role": m.role, "content": m.content} for m in messages])
+            history = chat_history(messages)
             prompt = tokenizer.apply_chat_template(history, add_generation_prompt=True)
-            return tokenizer.encode(prompt, add_special_tokens=False)
+            return self._ids(prompt)
         except Exception as error:
             raise ModelError(
                 f"the chat template of {self.name} cannot write this conversation: {_reason(error)}",
@@ -162,7 +191,7 @@ class Engine:
 
     def _config(self, sampling: Sampling, max_new_tokens: int) -> Any:
         """The checkpoint's own generation defaults, with what the user asked for."""
-        config = self._pipeline.get_generation_config()
+        config = self._defaults()
         config.max_new_tokens = max_new_tokens
         config.stop_token_ids = set(self._stop_ids)
         config.eos_token_id = min(self._stop_ids, default=-1)
@@ -180,9 +209,18 @@ class Engine:
         config.rng_seed = secrets.randbits(32) if sampling.seed is None else sampling.seed
         return config
 
-    def _generate(self, prompt: Any, config: Any, write: Write) -> None:
+    def _generate(
+        self, token_ids: Sequence[int], config: Any, write: Write, reading: Reading
+    ) -> tuple[list[int], list[float]]:
+        import openvino
+
+        if self._backend is None:
+            raise _closed()
+        if self._prefixes is not None:
+            reading.expected = self._prefixes.expected(token_ids)
+        prompt = openvino.Tensor(np.array([token_ids], np.int64))
         try:
-            self._pipeline.generate(prompt, config, _streamer(write))
+            tokens, log_probs = self._backend.generate(prompt, config, write, reading)
         except EdgeError:
             raise
         except Exception as error:
@@ -190,21 +228,31 @@ class Engine:
                 f"{self.device} failed while answering: {_reason(error)}",
                 hint="Close other programs if memory is short, or choose another device.",
             ) from error
+        if config.echo:
+            del tokens[: len(token_ids)]
+        if self._prefixes is not None:
+            self._prefixes.add([*token_ids, *tokens[:-1]], reading.expected or 0)
+        return tokens, log_probs
 
 
-def _streamer(write: Write) -> Any:
-    """GenAI's streamer that hands ids to `write`, without GenAI's own detokenisation."""
-    import openvino_genai
+def _not_loaded(error: Exception, folder: Path, device: str) -> EdgeError:
+    """What went wrong, in our words."""
+    if isinstance(error, EdgeError):
+        return error
+    if "Unsupported property" in str(error):
+        return UsageError(f"{device} does not take these properties: {_reason(error)}", hint="Leave out what it names.")
+    if device == "CPU":
+        return ModelError(
+            f"{folder} cannot be loaded: {_reason(error)}",
+            hint="Export the model again; if memory is short, close other programs.",
+        )
+    return DeviceError(
+        f"{device} cannot load {folder}: {_reason(error)}", hint="Update the device's driver, or use the CPU."
+    )
 
-    class Streamer(openvino_genai.StreamerBase):  # type: ignore[misc]
-        def write(self, token: int | Sequence[int]) -> Any:
-            going_on = write(token if isinstance(token, Sequence) else [token])
-            return openvino_genai.StreamingStatus.RUNNING if going_on else openvino_genai.StreamingStatus.CANCEL
 
-        def end(self) -> None:
-            """Nothing is kept back here."""
-
-    return Streamer()
+def _closed() -> ModelError:
+    return ModelError("the model has been closed", hint="Load it again.")
 
 
 def _reason(error: Exception) -> str:

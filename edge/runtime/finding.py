@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from edge.manifest import Manifest
 from edge.runtime.machine import Machine
+from edge.runtime.plan import Shape
 
 State = Literal["ok", "note", "warning", "problem"]
 """Note: good to know; warning: slower or riskier than need be; problem: something does not work."""
@@ -41,6 +42,8 @@ class Patient:
     folder: Path | None = None
     manifest: Manifest | None = None
     """None also where the folder's cannot be read."""
+    shape: Shape | None = None
+    """The same."""
 
 
 def gb(size: float) -> str:

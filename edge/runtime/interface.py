@@ -10,9 +10,9 @@ from edge.messages import Chunk, Message, Sampling
 
 
 class ChatEngine(Protocol):
-    """One loaded model on one device; `Engine` is the real one, `EchoEngine` needs no model.
+    """One loaded model on one device; `Engine` is the real one, `Guarded` minds it, `EchoEngine` needs no model.
 
-    One generation runs at a time: a second `stream` waits for the first.
+    Several may be asked at once; whether they are answered at once or one after the other is the device's matter.
     """
 
     @property
@@ -26,6 +26,10 @@ class ChatEngine(Protocol):
     @property
     def context_length(self) -> int:
         """Longest prompt plus answer, in tokens."""
+
+    @property
+    def max_prompt(self) -> int | None:
+        """Longest prompt, in tokens, where that is less than the context leaves room for; else None."""
 
     def stream(self, messages: Sequence[Message], sampling: Sampling) -> Generator[Chunk, None, None]:
         """Answer a conversation piece by piece; the last chunk carries the usage.

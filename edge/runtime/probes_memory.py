@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import mmap
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.manifest import Manifest
+from edge.runtime import plan as plans
 from edge.runtime.finding import Finding, Patient, gb
 from edge.runtime.machine import Machine
 from edge.runtime.probes_cpu import usable_threads
 
-_RESIDENT = 1.85
-"""Bytes held for each byte of the IR: the CPU plugin repacks weights. Measured at GLM-4-9B's size: 9.9 GB for 5.4."""
-_CONVERSATION = 4096
-"""Tokens that a conversation is counted with."""
 _SMALLEST_BUFFER, _LARGEST_BUFFER = 256 << 20, 2 << 30
 _CACHES = 4
 """Times the last-level cache that is read, so that most of it comes from memory."""
@@ -30,29 +24,6 @@ _UNKNOWN_CACHE = 64 << 20
 _SECONDS = 1.0
 _CACHE_FOLDERS = "sys/devices/system/cpu/cpu[0-9]*/cache/index3"
 _BUSY = 0.6
-
-
-def needed_bytes(manifest: Manifest, folder: Path, tokens: int = _CONVERSATION) -> int:
-    """Memory that the model takes on the CPU with a conversation of so many tokens, in u8."""
-    known = manifest.architecture
-    weights = _RESIDENT * sum(size for name, size in manifest.bytes.items() if name == "openvino_model.bin")
-    return int(weights) + 2 * known.num_layers * known.num_kv_heads * known.head_dim * min(tokens, known.context_length)
-
-
-def bytes_per_token(manifest: Manifest, folder: Path) -> int:
-    """Bytes of the IR that are read to make one token: all but an embedding that is only looked up.
-
-    Where config.json does not tell, the whole IR counts.
-    """
-    size = manifest.bytes["openvino_model.bin"]
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return size
-    if config.get("tie_word_embeddings", False) or "hidden_size" not in config:
-        return size
-    width = 2 if manifest.recipe.get("weights") in ("bf16", "fp16") else 1  # int4 recipes keep it in 8 bits
-    return max(size - width * manifest.architecture.vocab_size * int(config["hidden_size"]), 0)
 
 
 def memory(patient: Patient) -> list[Finding]:
@@ -63,25 +34,30 @@ def memory(patient: Patient) -> list[Finding]:
     limited = limit is not None and limit < total
     if limit is not None and limited:
         total, available = limit, min(available, max(limit - machine.memory_used_of_limit(), 0))
-    needed = None
-    if patient.manifest is not None and patient.folder is not None:
-        needed = needed_bytes(patient.manifest, patient.folder)
-    figures = {
+    figures: dict[str, Any] = {
         "total_bytes": now.total, "available_bytes": available, "swap_bytes": now.swap,
-        "limit_bytes": limit if limited else None, "needed_bytes": needed,
+        "limit_bytes": limit if limited else None, "needed_bytes": None, "longest_context": None,
     }  # fmt: skip
     there = f"{gb(available)} of {gb(total)} are available" + (" to this container or session" if limited else "")
-    if needed is None:
+    if patient.manifest is None or patient.shape is None:
         return [Finding("memory", "ok", there, figures=figures)]
-    need = f"the model needs about {gb(needed)} on the CPU with {_CONVERSATION:,} tokens of conversation"
+    shape, threads = patient.shape, usable_threads(machine)
+    tokens = min(plans.SHORTEST, shape.context_length)
+    weighed = plans.plan(shape, tokens, available=available, total=total, threads=threads)
+    needed = weighed.needed_bytes
+    figures |= {"needed_bytes": needed, "longest_context": weighed.longest_context}
+    need = f"the model needs about {gb(needed)} on the CPU with {tokens:,} tokens of conversation"
     if needed > total:
-        mend = "export it smaller (glm4-edge export MODEL OUT --weights int4), or use a machine with more memory"
+        mend = "use a machine with more memory"
         if limited and needed <= now.total:
             mend = "give the container more memory (docker run --memory)"
+        elif patient.manifest.recipe.get("weights") != "int4":
+            mend = f"glm4-edge export {patient.manifest.source.model} OUT --weights int4"
         return [Finding("memory", "problem", f"{need}, and there are {gb(total)} in all", mend, figures)]
     if needed > available:
         return [Finding("memory", "warning", f"{need}, and {there}", "close other programs first", figures)]
-    return [Finding("memory", "ok", f"{need}; {there}", figures=figures)]
+    what = f"{need}; {there}, enough for {weighed.longest_context:,} tokens"
+    return [Finding("memory", "ok", what, figures=figures)]
 
 
 @dataclass(frozen=True)
@@ -147,8 +123,8 @@ def bandwidth(patient: Patient) -> list[Finding]:
         "most_tokens_per_second": None,
     }  # fmt: skip
     what = f"{found.best / 1e9:.0f} GB/s read by {found.threads} threads"
-    if patient.manifest is not None and patient.folder is not None:
-        read = bytes_per_token(patient.manifest, patient.folder)
+    if patient.shape is not None:
+        read = patient.shape.weight_bytes - patient.shape.table_bytes
         most = found.best / read
         figures |= {"bytes_per_token": read, "most_tokens_per_second": round(most, 2)}
         what += f"; a token reads {gb(read)} of the model, so one answer has at most {most:.3g} tokens/s on the CPU"

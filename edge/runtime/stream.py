@@ -7,15 +7,28 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Protocol
 
 from edge.messages import Chunk, FinishReason, Usage
 from edge.runtime.metrics import Arrivals
+from edge.runtime.prefix import Reading
 from edge.runtime.text import TextBuffer
 
 Write = Callable[[Sequence[int]], bool]
-"""Takes the ids that have just come; False asks the generation to end."""
-Produce = Callable[[Write], None]
+"""Takes the ids that have just come, which may be none; False asks the generation to end."""
+Produce = Callable[[Write], object]
 """Runs one generation to its end, calling Write on the way."""
+
+
+class Turn(Protocol):
+    """What a generation holds while it runs: a lock where they come one after the other, else a semaphore."""
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        """Wait for a place, at most so many seconds."""
+
+    def release(self) -> None:
+        """Give the place to the next."""
+
 
 # On Windows a blocked wait does not see Ctrl-C; a short one does when it ends.
 POLL_SECONDS = 0.05
@@ -25,10 +38,10 @@ def stream_tokens(
     produce: Produce,
     *,
     decode: Callable[[Sequence[int]], str],
-    prompt_tokens: int,
+    reading: Reading,
     stop_ids: frozenset[int],
     stop: Sequence[str],
-    lock: threading.Lock,
+    lock: Turn,
     cancelled: threading.Event,
     started: float,
 ) -> Generator[Chunk, None, None]:
@@ -41,7 +54,7 @@ def stream_tokens(
     Args:
         produce: the generation. What it raises is raised here.
         decode: ids → text, see `TextBuffer`.
-        prompt_tokens: for the usage.
+        reading: the prompt's, for the usage; `produce` may complete it before the first token.
         stop_ids: ids that end the answer; the generation may write them, the text never has them.
         stop: strings that end the answer.
         lock: held while the generation runs.
@@ -55,7 +68,8 @@ def stream_tokens(
     rest = ""
 
     def write(ids: Sequence[int]) -> bool:
-        events.put((time.perf_counter(), tuple(ids)))
+        if ids:
+            events.put((time.perf_counter(), tuple(ids)))
         return not cancelled.is_set()
 
     def work() -> None:
@@ -95,9 +109,9 @@ def stream_tokens(
             if reason != "stop" and cancelled.is_set():
                 reason = "cancelled"
             rest = text.finish()
-            yield Chunk(rest, usage=_usage(prompt_tokens, arrivals, reason), token_ids=unsent)
+            yield Chunk(rest, usage=_usage(reading, arrivals, reason), token_ids=unsent)
         else:
-            yield Chunk("", usage=_usage(prompt_tokens, arrivals, reason))
+            yield Chunk("", usage=_usage(reading, arrivals, reason))
     finally:
         cancelled.set()
 
@@ -125,7 +139,7 @@ class Running:
             event.set()
 
 
-def _acquire(lock: threading.Lock, cancelled: threading.Event) -> bool:
+def _acquire(lock: Turn, cancelled: threading.Event) -> bool:
     while not lock.acquire(timeout=POLL_SECONDS):
         if cancelled.is_set():
             return False
@@ -150,5 +164,6 @@ def _until_stop(ids: tuple[int, ...], stop_ids: frozenset[int]) -> tuple[tuple[i
     return ids, False
 
 
-def _usage(prompt_tokens: int, arrivals: Arrivals, reason: FinishReason) -> Usage:
-    return Usage(prompt_tokens, arrivals.tokens, arrivals.ttft_seconds, arrivals.tpot_seconds, reason)
+def _usage(reading: Reading, arrivals: Arrivals, reason: FinishReason) -> Usage:
+    times = arrivals.ttft_seconds, arrivals.tpot_seconds
+    return Usage(reading.tokens, arrivals.tokens, *times, reason, reading.cached)

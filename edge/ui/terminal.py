@@ -26,7 +26,7 @@ HELP = """\
 /clear        forget the conversation, keep the system prompt
 /save FILE    write the conversation as JSON; without FILE, to its last file
 /load FILE    go on with a saved conversation
-/stats        tokens and times so far
+/stats        tokens and times so far, and what was read anew
 /exit         leave; so does Ctrl-D
 Ctrl-C stops an answer. Alt-Enter starts a new line, and pasted text may have several."""
 # A model's text must not steer the terminal: no escape sequences, no carriage returns.
@@ -73,6 +73,9 @@ def answer_once(engine: ChatEngine, prompt: str, *, sampling: Sampling, system: 
         with contextlib.closing(engine.stream(conversation.messages(), sampling)) as chunks:
             for chunk in chunks:
                 out.write(chunk.text)
+                if chunk.notice:
+                    out.end_line()
+                    _quiet(chunk.notice)
                 usage = chunk.usage or usage
         out.end_line()
     except ReaderGone:
@@ -165,13 +168,19 @@ class _Chat:
         command(rest.strip())
 
     def _answer(self, text: str) -> None:
-        conversation, pieces, usage = self._conversation, [], None
+        conversation, usage = self._conversation, None
+        pieces: list[str] = []
         conversation.ask(text)
         try:
             with _ctrl_c_calls(self._engine.cancel):
                 stream = self._engine.stream(conversation.messages(), self._sampling)
                 with contextlib.closing(stream) as chunks:
                     for chunk in chunks:
+                        if chunk.notice:
+                            self._out.end_line()
+                            _quiet(chunk.notice)
+                        if chunk.restart:
+                            pieces.clear()
                         pieces.append(chunk.text)
                         usage = chunk.usage or usage
                         self._out.write(chunk.text)
@@ -234,6 +243,7 @@ class _Chat:
         if self._last is not None:
             tpot = self._last.tpot_seconds
             lines.append(f"last      {stats_line(self._last)}" + (f", TPOT {tpot * 1e3:.1f} ms" if tpot else ""))
+            lines.append(f"prompt    {_reuse(self._last)}")
         click.echo("\n".join(lines), err=True)
 
     def _exit(self, _: str) -> None:
@@ -280,6 +290,16 @@ class _Output:
         if self._lost:
             self._lost = False
             _quiet(f"stdout is {self._encoding} here and lacks some of these characters; PYTHONUTF8=1 makes it UTF-8.")
+
+
+def _reuse(usage: Usage) -> str:
+    """How much of the last prompt had to be read."""
+    read = f"{usage.prompt_tokens:,} tokens"
+    if usage.cached_tokens is None:
+        return f"{read}; how many of them were kept from before is not known here"
+    return (
+        f"{read}, {usage.cached_tokens:,} of them kept from before, {usage.prompt_tokens - usage.cached_tokens:,} read"
+    )
 
 
 def _quiet(text: str) -> None:

@@ -39,7 +39,9 @@ def build(engine: ChatEngine, sampling: Sampling, system: str | None) -> Any:
         try:
             with contextlib.closing(engine.stream(messages, sampling)) as chunks:
                 for chunk in chunks:
-                    said += chunk.text
+                    if chunk.notice:
+                        gradio.Info(chunk.notice, duration=None)
+                    said = chunk.text if chunk.restart else said + chunk.text
                     yield said
         except EdgeError as error:
             raise gradio.Error(str(error), duration=None, print_exception=False) from error

@@ -10,6 +10,7 @@ import numpy as np
 import openvino as ov
 import pytest
 
+from edge import precise
 from edge.cli import _run
 from edge.export import fp16, graph
 from edge.export.verify_ir import check_fusions
@@ -47,7 +48,7 @@ def saved(model: ov.Model, folder: Path, *, marks: bool = True) -> ov.Model:
     folder.mkdir(exist_ok=True)
     ov.save_model(model, folder / "openvino_model.xml", compress_to_fp16=False)
     if marks:
-        assert fp16.mark(folder / "openvino_model.xml") > 0
+        assert precise.mark(folder / "openvino_model.xml") > 0
     return ov.Core().read_model(folder / "openvino_model.xml")
 
 
@@ -142,14 +143,16 @@ def matrices(model: ov.Model) -> dict[str, np.ndarray]:
 def test_a_mark_is_read_back_and_survives_another_saving(tiny: Path, tmp_path: Path) -> None:
     checkpoint = Checkpoint(tiny)
     model = saved(fp16.guard(graph.build_model(checkpoint.spec, checkpoint.weight)), tmp_path / "first")
-    names = {node.get_friendly_name() for node in model.get_ops() if fp16.marked(node)}
-    assert names == {node.get_friendly_name() for node in model.get_ops() if graph.PRECISE in node.get_friendly_name()}
+    names = {node.get_friendly_name() for node in model.get_ops() if precise.marked(node)}
+    assert names == {
+        node.get_friendly_name() for node in model.get_ops() if precise.PRECISE in node.get_friendly_name()
+    }
     assert {"model.norm/precise.square", "rotary/precise.angles"} <= names
     again = saved(model, tmp_path / "second", marks=False)
-    assert {node.get_friendly_name() for node in again.get_ops() if fp16.marked(node)} == names
+    assert {node.get_friendly_name() for node in again.get_ops() if precise.marked(node)} == names
     file = tmp_path / "second" / "openvino_model.xml"
-    assert fp16.mark(file) == len(names)  # marking twice leaves one mark
-    layers = [layer for layer in ElementTree.parse(file).iter("layer") if graph.PRECISE in str(layer.get("name"))]
+    assert precise.mark(file) == len(names)  # marking twice leaves one mark
+    layers = [layer for layer in ElementTree.parse(file).iter("layer") if precise.PRECISE in str(layer.get("name"))]
     assert all(len(layer.findall("rt_info/attribute")) == 1 for layer in layers)
 
 
@@ -190,4 +193,4 @@ def test_a_wild_model_goes_through_the_whole_export(
     exact, half = run(model), run(fp16.simulated(model))
     assert np.isfinite(half).all()
     assert kl_divergence(exact, half).mean() < 0.02
-    assert fp16.residual_scale(model) == fp16.RESIDUAL_SCALE and any(fp16.marked(node) for node in model.get_ops())
+    assert fp16.residual_scale(model) == fp16.RESIDUAL_SCALE and any(precise.marked(node) for node in model.get_ops())

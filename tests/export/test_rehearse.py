@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino as ov
 import pytest
 
 from edge.cli import _run
 from edge.errors import ContextError, VerificationError
 from edge.export import rehearse as rehearsing
-from edge.export.rehearse import check_facts, rehearse
+from edge.export.rehearse import rehearse
 from edge.files import HOME_VARIABLE
-from edge.npu import REHEARSED, check_prompt, rehearsal_properties
+from edge.infer import core
+from edge.npu import REHEARSED, check_prompt, recipe_notes, refusal, rehearsal_properties
 from tests.conftest import write_checkpoint
 
 SIZES: dict[str, Any] = {"vocab_size": 320, "hidden_size": 64, "intermediate_size": 128, "head_dim": 16,
@@ -71,14 +71,22 @@ def test_a_limit_that_does_not_hold_is_caught(exported: Path, monkeypatch: pytes
         rehearse(exported / "openvino_model.xml", IDS)
 
 
-@pytest.mark.parametrize("fact", [("mode", "int4_asym"), ("ratio", "0.8"), ("group_size", None)])
-def test_an_ir_that_does_not_say_it_is_legal_is_refused(exported: Path, fact: tuple[str, str | None]) -> None:
-    model = ov.Core().read_model(exported / "openvino_model.xml")
-    assert check_facts(model) == {"mode": "int4_sym", "group_size": 64, "ratio": 1.0}
-    key, value = fact
-    model.set_rt_info(value or "0", ["nncf", "weight_compression", key])
-    with pytest.raises(VerificationError, match=f"{key} {value or '0'}.*NPU takes int4_sym"):
-        check_facts(model)
+@pytest.mark.parametrize(
+    ("key", "value"), [("mode", "int4_asym"), ("ratio", "0.8"), ("group_size", "0"), ("group_size", "96")]
+)
+def test_an_ir_that_does_not_say_it_is_legal_is_refused(
+    exported: Path, key: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes = recipe_notes(core().read_model(exported / "openvino_model.xml"))
+    assert notes == {"mode": "int4_sym", "group_size": "64", "ratio": "1.0"} and refusal(notes) is None
+    monkeypatch.setattr(rehearsing, "recipe_notes", lambda model: {**notes, key: value})
+    with pytest.raises(VerificationError, match=f"{key} {value}.*NPU takes int4_sym"):
+        rehearse(exported / "openvino_model.xml", IDS)
+
+
+@pytest.mark.parametrize(("group", "taken"), [("-1", True), ("128", True), ("32", False), ("missing", False)])
+def test_groups_the_npu_takes(group: str, taken: bool) -> None:
+    assert (refusal({"mode": "int4_sym", "group_size": group, "ratio": "1"}) is None) is taken
 
 
 def test_a_prompt_is_refused_above_the_limit_only() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,25 @@ def test_the_chat_template_travels_in_the_ir(tiny: Path, tmp_path: Path) -> None
     tokenize.export_tokenizer(reference, tmp_path)
     model = ov.Core().read_model(tmp_path / tokenize.TOKENIZER_FILE)
     assert model.get_rt_info(["chat_template"]).value == reference.chat_template
+
+
+LATE = """
+import sys
+from pathlib import Path
+from edge.infer import core
+core().available_devices
+from edge.export import tokenize
+assert "openvino_tokenizers" not in sys.modules
+tokenize.read(Path(sys.argv[1]))
+tokenize.read(Path(sys.argv[1]))
+"""
+
+
+def test_it_is_read_after_the_devices_were_looked_at(tiny: Path, tmp_path: Path) -> None:
+    """As in a chat whose model has to be exported first: the Core is older than what teaches it."""
+    tokenize.export_tokenizer(tokenizers.load(tiny), tmp_path)
+    done = subprocess.run([sys.executable, "-c", LATE, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_wrong_detokenizer_is_caught(tiny: Path, tmp_path: Path) -> None:

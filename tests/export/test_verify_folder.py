@@ -74,7 +74,7 @@ def test_a_right_model_passes(exported: Path, checkpoint: Path, capsys: pytest.C
     code, checks, _ = outcome(capsys, str(exported), "--against", str(checkpoint))
     assert code == 0
     assert list(checks) == ["files", "tokenizer", "template", "stop ids", "weights", "fusions", "lengths",
-                            "npu rehearsal", "rows", "compression"]  # fmt: skip
+                            "golden", "npu rehearsal", "rows", "compression"]  # fmt: skip
     assert all(check["passed"] and check["message"] is None for check in checks.values())
     kept = {check["name"] for check in json.loads((exported / "edge.json").read_text())["checks"]}
     assert kept == {*checks, "graph parity"} - {"files"}, "an export runs the same checks"
@@ -84,7 +84,7 @@ def test_the_table_says_what_was_not_checked(exported: Path, capsys: pytest.Capt
     assert _run(["verify", str(exported)]) == 0
     out = capsys.readouterr().out
     assert "not compared with a checkpoint" in out and "--against" in out
-    assert "i4 sym, per channel (3 matrices)" in out and "8 checks, 0 failed, 0 with a warning" in out
+    assert "i4 sym, per channel (3 matrices)" in out and "9 checks, 0 failed, 0 with a warning" in out
 
 
 def truncate(folder: Path) -> None:
@@ -148,11 +148,11 @@ def claim_other_groups(folder: Path) -> None:
     ("damage", "failed", "said"),
     [
         (truncate, {"files"}, "openvino_model.bin has"),
-        (swap_layers, {"rows", "compression"}, "gate_up_proj.weight of the finished model is not the checkpoint's"),
+        (swap_layers, {"rows", "compression", "golden"}, "gate_up_proj.weight of the finished model is not"),
         (edit_template, {"template"}, "another chat template"),
         (remove_eos, {"stop ids"}, "[2] belongs among them"),
         (swap_tokenizer, {"tokenizer", "template"}, "differs from the checkpoint's on"),
-        (put_nan, {"weights", "lengths", "npu rehearsal", "compression"}, "an infinity or a NaN"),
+        (put_nan, {"weights", "lengths", "golden", "npu rehearsal", "compression"}, "an infinity or a NaN"),
         (claim_other_groups, {"weights"}, "per channel, where the recipe (int4, groups of 32)"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),

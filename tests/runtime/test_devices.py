@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
+import openvino as ov
+import psutil
 import pytest
 
 from edge.errors import DeviceError
@@ -30,13 +35,14 @@ def manifest(**changes: Any) -> Manifest:
         ("CPU", ["CPU"], "CPU"), ("cpu", ["CPU"], "CPU"), ("AUTO", ["CPU"], "CPU"), ("auto", ["CPU", "GPU"], "GPU"),
         ("AUTO", ["CPU", "NPU"], "CPU"), ("GPU", ["CPU", "GPU.0", "GPU.1"], "GPU"),
         ("GPU.1", ["GPU.0", "GPU.1"], "GPU.1"), ("GPU.0", ["CPU", "GPU"], "GPU.0"), ("NPU", ["CPU", "NPU"], "NPU"),
+        ("hetero: gpu, cpu", ["CPU", "GPU"], "HETERO:GPU,CPU"), ("AUTO", ["CPU", "GPU.0", "GPU.1"], "GPU.0"),
     ],
 )  # fmt: skip
 def test_resolve(asked: str, present: list[str], expected: str) -> None:
     assert devices.resolve(asked, lambda: present) == expected
 
 
-@pytest.mark.parametrize("asked", ["TPU", "", "GPU.x", "CPU.0", "CUDA:0", "HETERO:GPU,CPU"])
+@pytest.mark.parametrize("asked", ["TPU", "", "GPU.x", "CPU.0", "CUDA:0", "HETERO:", "HETERO:GPU", "HETERO:CPU,AUTO"])
 def test_an_unknown_device_is_named_with_those_there_are(asked: str) -> None:
     with pytest.raises(DeviceError) as caught:
         devices.resolve(asked, lambda: ["CPU", "GPU"])
@@ -45,13 +51,120 @@ def test_an_unknown_device_is_named_with_those_there_are(asked: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "present"), [("NPU", ["CPU"]), ("GPU", ["CPU"]), ("GPU.2", ["CPU", "GPU.0", "GPU.1"])]
+    ("asked", "present"),
+    [("NPU", ["CPU"]), ("GPU", ["CPU"]), ("GPU.2", ["CPU", "GPU.0", "GPU.1"]), ("HETERO:NPU,CPU", ["CPU", "GPU"])],
 )
 def test_an_absent_device_is_named_with_those_there_are(asked: str, present: list[str]) -> None:
     with pytest.raises(DeviceError) as caught:
         devices.resolve(asked, lambda: present)
-    assert asked in caught.value.message
+    assert asked.removeprefix("HETERO:").split(",")[0] in caught.value.message
     assert ", ".join(present) in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("target", "failed", "expected"),
+    [("cpu", [], "GPU"), ("npu", [], "NPU"), ("npu", ["NPU"], "GPU"), ("igpu", ["GPU"], "CPU"),
+     ("npu", ["NPU", "GPU", "CPU"], "CPU")],
+)  # fmt: skip
+def test_auto_goes_by_the_model_and_by_what_failed(target: str, failed: list[str], expected: str) -> None:
+    found = devices.resolve("AUTO", lambda: ["CPU", "GPU", "NPU"], manifest(target=target), failed)
+    assert found == expected
+
+
+def write_model(
+    folder: Path, weights: bytes = b"weights", notes: Mapping[str, str] = MappingProxyType({}), **changes: Any
+) -> Path:
+    """What of an exported model's folder is looked at before it is loaded; its IR says `notes` of itself."""
+    folder.mkdir(parents=True, exist_ok=True)
+    port = ov.opset13.parameter([1], ov.Type.f32)
+    model = ov.Model([ov.opset13.result(port)], [port])
+    for key, value in notes.items():
+        model.set_rt_info(value, ["nncf", "weight_compression", key])
+    ov.save_model(model, folder / "openvino_model.xml")
+    (folder / "openvino_model.bin").write_bytes(weights)
+    (folder / "config.json").write_text(json.dumps(SIZES))
+    sizes = {path.name: path.stat().st_size for path in folder.glob("openvino_model.*")}
+    manifest(bytes=sizes, **changes).write(folder)
+    return folder
+
+
+SIZES = {"hidden_size": 8, "num_attention_heads": 1, "intermediate_size": 16, "tie_word_embeddings": True}
+LAPTOP = {
+    ("CPU", "FULL_DEVICE_NAME"): "Intel(R) Core(TM) Ultra 7 258V",
+    ("CPU", "OPTIMIZATION_CAPABILITIES"): ["FP32", "INT8", "BIN", "EXPORT_IMPORT"],
+    ("GPU", "FULL_DEVICE_NAME"): "Intel(R) Arc(TM) 140V GPU (iGPU)",
+    ("GPU", "GPU_DRIVER_VERSION"): "32.0.101.6987",
+    ("GPU", "GPU_DEVICE_TOTAL_MEM_SIZE"): 18_000_000_000,
+    ("GPU", "OPTIMIZATION_CAPABILITIES"): ["FP32", "FP16", "INT8", "GPU_HW_MATMUL", "EXPORT_IMPORT"],
+    ("NPU", "FULL_DEVICE_NAME"): "Intel(R) AI Boost",
+    ("NPU", "NPU_DRIVER_VERSION"): 32001004,
+    ("NPU", "NPU_DEVICE_TOTAL_MEM_SIZE"): 16_000_000_000,
+    ("NPU", "NPU_DEVICE_ALLOC_MEM_SIZE"): 0,
+}
+
+
+def laptop(device: str, name: str) -> Any:
+    return LAPTOP.get((device, name))
+
+
+def described(folder: Path | None, present: list[str]) -> dict[str, devices.DeviceFacts]:
+    return {facts.device: facts for facts in devices.describe(folder, lambda: present, laptop)}
+
+
+def test_what_a_laptop_tells_of_its_devices() -> None:
+    found = described(None, ["CPU", "GPU", "NPU"])
+    assert (found["GPU"].name, found["GPU"].driver) == ("Intel(R) Arc(TM) 140V GPU (iGPU)", "32.0.101.6987")
+    assert found["GPU"].precisions == ("FP32", "FP16", "INT8")
+    assert (found["GPU"].memory_bytes, found["GPU"].free_bytes) == (18_000_000_000, None)
+    assert (found["NPU"].driver, found["NPU"].free_bytes) == ("32001004", 16_000_000_000)
+    assert found["CPU"].driver is None and found["CPU"].memory_bytes == psutil.virtual_memory().total
+    assert all(facts.absent is None and facts.why_not is None and facts.needs_bytes is None for facts in found.values())
+    assert devices.identity("HETERO:GPU,CPU", laptop) == (
+        "Intel(R) Arc(TM) 140V GPU (iGPU), driver 32.0.101.6987 + Intel(R) Core(TM) Ultra 7 258V"
+    )
+
+
+def test_what_is_not_here_says_why() -> None:
+    """The plugins' own words on this machine, which may have either device: then there is nothing to explain."""
+    found = {facts.device: facts for facts in devices.describe()}
+    for kind in ("GPU", "NPU"):
+        here = [facts for facts in found.values() if facts.device.startswith(kind) and facts.absent is None]
+        assert here or ("driver" in (found[kind].absent or "") and "Exception" not in (found[kind].absent or ""))
+
+
+class TestWithAModel:
+    WEIGHTS = 4_000_000
+
+    def folder(self, tmp_path: Path, notes: Mapping[str, str] = MappingProxyType({}), **changes: Any) -> Path:
+        return write_model(tmp_path, bytes(self.WEIGHTS), notes, **changes)
+
+    def test_an_export_for_the_cpu_is_not_for_the_npu(self, tmp_path: Path) -> None:
+        found = described(self.folder(tmp_path), ["CPU", "GPU", "NPU"])
+        assert found["NPU"].why_not is not None and "exported for cpu" in found["NPU"].why_not
+        assert found["CPU"].why_not is None and found["GPU"].why_not is None
+        assert all(facts.needs_bytes is not None and facts.needs_bytes > self.WEIGHTS for facts in found.values())
+
+    @pytest.mark.parametrize(
+        ("changes", "word"),
+        [({}, None), ({"mode": "int4_asym"}, "mode int4_asym"), ({"group_size": "32"}, "group_size 32"),
+         ({"ratio": "0.8"}, "ratio 0.8")],
+    )  # fmt: skip
+    def test_the_ir_has_its_own_say_about_the_npu(
+        self, tmp_path: Path, changes: dict[str, str], word: str | None
+    ) -> None:
+        notes = {"mode": "int4_sym", "group_size": "128", "ratio": "1.0", **changes}
+        why = described(self.folder(tmp_path, notes, target="npu"), ["CPU", "NPU"])["NPU"].why_not
+        assert why is None if word is None else word in str(why)
+
+    def test_memory(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        folder = self.folder(tmp_path)
+        needs = described(folder, ["CPU", "GPU"])["CPU"].needs_bytes or 0
+        monkeypatch.setitem(LAPTOP, ("GPU", "GPU_DEVICE_TOTAL_MEM_SIZE"), needs // 2)
+        memory = SimpleNamespace(total=2 * needs, available=needs // 2)
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+        found = described(folder, ["CPU", "GPU"])
+        assert "it needs 0.1 GB of memory, of 0.1 GB" in str(found["GPU"].why_not)
+        assert found["CPU"].why_not is None and "are free" in str(found["CPU"].remark)
 
 
 def test_this_machine_has_a_cpu() -> None:
@@ -65,10 +178,10 @@ def test_f32_only_where_it_was_measured_to_help() -> None:
     assert devices.default_properties("GPU", manifest()) == {}
 
 
-def test_the_npu_is_not_given_what_would_end_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_npu_is_not_given_what_would_end_the_process(tmp_path: Path) -> None:
     from edge.runtime.engine import Engine
+    from edge.runtime.settings import Settings
 
     manifest().write(tmp_path)
-    monkeypatch.setattr(devices, "resolve", lambda device: "NPU")
     with pytest.raises(DeviceError, match="exported for cpu"):
-        Engine.load(tmp_path, "NPU")
+        Engine.load(tmp_path, Settings("NPU"))

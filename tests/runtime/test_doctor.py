@@ -15,7 +15,7 @@ from edge.runtime.finding import Finding, Patient
 from edge.runtime.machine import Sight
 from edge.runtime.probes_model import checks, target, versions
 from edge.runtime.probes_system import disk, hypervisor, system
-from tests.laptops import CPU_SEEN, PACKAGES, Package, machine, manifest, write
+from tests.laptops import CPU_SEEN, PACKAGES, Package, machine, manifest, write, write_model
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -51,15 +51,21 @@ def test_a_folder_without_a_model_is_a_problem_and_the_machine_is_examined(tmp_p
 
 
 def test_a_damaged_model_is_a_problem(tmp_path: Path) -> None:
-    manifest(bytes={"openvino_model.bin": 10}).write(tmp_path)
+    write_model(tmp_path)
     (tmp_path / "openvino_model.bin").write_bytes(b"12345")
     (finding,) = examine(tmp_path, machine=machine(tmp_path / "root"), probes=())
     assert finding.state == "problem" and "openvino_model.bin" in finding.what
 
 
+def test_a_model_without_its_config_is_a_problem(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    (tmp_path / "config.json").unlink()
+    (finding,) = examine(tmp_path, machine=machine(tmp_path / "root"), probes=())
+    assert finding.state == "problem" and "config.json" in finding.what
+
+
 def test_a_whole_model_is_examined(tmp_path: Path) -> None:
-    manifest(bytes={"openvino_model.bin": 10}).write(tmp_path)
-    (tmp_path / "openvino_model.bin").write_bytes(b"1234567890")
+    write_model(tmp_path)
     findings = examine(tmp_path, machine=machine(tmp_path / "root"), probes=(checks, versions, target))
     assert {finding.name: finding.state for finding in findings} == {
         "model": "ok", "model checks": "ok", "model versions": "ok", "model device": "ok",

@@ -9,6 +9,7 @@ import pytest
 
 from edge.errors import DeviceError
 from edge.messages import Chunk
+from edge.runtime.prefix import Reading
 from edge.runtime.stream import Write, stream_tokens
 
 
@@ -20,7 +21,7 @@ class Setup:
     def __call__(self, produce: Callable[[Write], None], **changes: Any) -> Iterator[Chunk]:
         options: dict[str, Any] = {
             "decode": lambda ids: "".join(map(chr, ids)),
-            "prompt_tokens": 7,
+            "reading": Reading(7),
             "stop_ids": frozenset({0, 1}),
             "stop": (),
             "lock": self.lock,

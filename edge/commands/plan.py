@@ -1,0 +1,144 @@
+"""`glm4-edge plan`: whether a context fits into this machine's memory, and what to change where it does not."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edge.errors import ResourceError, UsageError
+
+if TYPE_CHECKING:
+    from edge.runtime.plan import KvPrecision, Plan
+
+
+@click.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--context", type=click.IntRange(min=1), help="Tokens of a conversation; left out, what would be chosen.")
+@click.option("--device", default="CPU", show_default=True, help="CPU, GPU, GPU.n or NPU.")
+@click.option("--memory", help="Plan for a machine with this much free, such as 16GB; left out, for this one.")
+@click.option(
+    "--kv-precision", type=click.Choice(["f32", "f16", "u8", "u4"]),
+    help="Of what is kept of each token; left out, the device's own: u8, on the NPU f16.",
+)  # fmt: skip
+@click.option("--threads", type=click.IntRange(min=1), help="That the model runs on; left out, this machine's cores.")
+@click.option("--json", "as_json", is_flag=True, help="For a program.")
+def plan(
+    folder: Path, context: int | None, device: str, memory: str | None, kv_precision: KvPrecision | None,
+    threads: int | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Say whether a conversation of so many tokens fits into memory with the exported model in DIR.
+
+    Nothing is loaded: the figures are computed from the model's sizes. The exit code is 1 if the
+    context does not fit.
+
+    \b
+    Examples:
+      glm4-edge plan ./glm4-int4 --context 32768
+      glm4-edge plan ./glm4-int4 --context 131072 --memory 16GB --kv-precision u4
+    """
+    import psutil
+
+    from edge.runtime import plan as plans
+
+    place = device.strip().upper()
+    if not re.fullmatch(r"CPU|GPU(\.\d+)?|NPU", place):
+        raise UsageError(f"'{device}' cannot be planned for", hint="Name CPU, GPU, GPU.n or NPU.")
+    precision = plans.kv_default(place) if kv_precision is None else kv_precision
+    if precision not in plans.kv_choices(place):
+        raise UsageError(
+            f"the {place} keeps no cache in {precision}", hint=f"It takes {', '.join(plans.kv_choices(place))}."
+        )
+    shape = plans.Shape.read(folder.expanduser())
+    here = psutil.virtual_memory()
+    available, total = (here.available, here.total) if memory is None else (_bytes(memory),) * 2
+    cores = threads or psutil.cpu_count(logical=False) or 1
+    tokens = context or plans.choose_context(shape, place, available, kv_precision=precision, threads=cores)
+
+    def weigh(other: KvPrecision) -> Plan:
+        return plans.plan(
+            shape, tokens, device=place, kv_precision=other, available=available, total=total, threads=cores
+        )
+
+    made = weigh(precision)
+    advice = _advice(made, [weigh(other) for other in plans.kv_choices(place)])
+    facts = _facts(made, plans.cache_for(made, shape), plans.prefill_flop(shape, tokens), cores, advice)
+    click.echo(json.dumps(facts, indent=2) if as_json else _table(folder, made, facts))
+    if not made.fits:
+        raise ResourceError(made.verdict.removeprefix("no: "), hint=" ".join(advice))
+
+
+def _advice(made: Plan, others: list[Plan]) -> list[str]:
+    """What to change where it does not fit."""
+    if made.fits:
+        return []
+    if made.context > made.model_context:
+        return [f"Ask for at most --context {made.model_context}."]
+    said = [
+        f"--kv-precision {other.kv_precision} would need {_gb(other.needed_bytes)}"
+        + (", and fit." if other.fits else f"; then {other.longest_context:,} tokens fit.")
+        for other in others
+        if other.kv_bytes < made.kv_bytes
+    ]
+    if made.longest_context:
+        said.insert(0, f"As it is, --context {made.longest_context} fits.")
+    else:
+        said = ["Not even the weights fit: close other programs, or take a machine with more memory."]
+    said.append("Cache eviction does not help here: it forgets only after the whole prompt was read.")
+    return said
+
+
+def _facts(
+    made: Plan, blocks: int, flop: tuple[float, float], threads: int, advice: list[str]
+) -> dict[str, Any]:  # fmt: skip
+    return {
+        **asdict(made),
+        "assumed": list(made.assumed),
+        "needed_bytes": made.needed_bytes,
+        "threads": threads,
+        "kv_blocks": blocks,
+        "prefill_flop": {"weights": flop[0], "attention": flop[1]},
+        "prefill_seconds": None,
+        "fits": made.fits,
+        "verdict": made.verdict,
+        "advice": advice,
+    }
+
+
+def _table(folder: Path, made: Plan, facts: dict[str, Any]) -> str:
+    weights, attention = facts["prefill_flop"].values()
+    work = f"{(weights + attention) / 1e12:,.1f} TFLOP, {attention / (weights + attention):.0%} of it attention"
+    rows = [
+        ("model", f"{folder}, on {made.device} with {facts['threads']} threads"),
+        ("context", f"{made.context:,} tokens; the model reads at most {made.model_context:,}"),
+        ("program", _gb(made.program_bytes)),
+        ("weights", f"{_gb(made.repacked_bytes)}, repacked for the device; the file's own {_gb(made.weight_bytes)} "
+                    "stay in memory as long as nobody else needs it"),
+        ("KV cache", f"{_gb(made.kv_bytes)} in {made.kv_precision}, {made.kv_bytes / made.context:,.0f} bytes a token"),
+        ("working", f"{_gb(made.working_bytes)} while the prompt is read"),
+        ("together", _gb(made.needed_bytes)),
+        ("available", f"{_gb(made.available_bytes)} of {_gb(made.total_bytes)}"),
+        ("longest", f"{made.longest_context:,} tokens fit"),
+        ("reading", f"{work}; how long that takes is not known before the model has run here"),
+        *(("assumed", sentence) for sentence in made.assumed),
+        ("verdict", made.verdict),
+        *(("", sentence) for sentence in facts["advice"]),
+    ]  # fmt: skip
+    return "\n".join(f"{name:<10} {text}" for name, text in rows)
+
+
+def _bytes(text: str) -> int:
+    """16GB, 16 GiB, 512MB → bytes."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
+    if found is None or not float(found[1]):
+        raise UsageError(f"'{text}' is no amount of memory", hint="Write it as 16GB or 16GiB.")
+    base = 1024 if found[3] else 1000
+    return int(float(found[1]) * base ** " KMGT".index(found[2].upper() or " "))
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"

@@ -1,0 +1,235 @@
+"""Is this device computing right? What it says of a known text is held against the golden logits.
+
+The golden logits (`edge.golden`) are those of the exported model's own bits in exact arithmetic. A healthy device
+differs from them a little: it rounds to bf16 or f16, keeps its cache in 8 bits and quantises activations. A faulty
+one, a broken driver, an overflow or a damaged file differ wildly, at all lengths or at some.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edge import golden as goldens
+from edge.errors import DeviceError, ModelError
+from edge.golden import Golden
+from edge.manifest import MODEL_FILE
+from edge.messages import Progress
+from edge.runtime.interface import Probing
+from edge.runtime.settings import Settings
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+QUICK = (1, 15, 33)
+"""Lengths of the prompts that are tried at a load. None fills a block of the prefix cache (16 tokens on GPU, 32 on CPU)
+that a longer one begins with, so that all are really read; the last goes beyond two blocks."""
+
+# Thresholds, in nats. The pocket model in int4, which is more sensitive than a large one, on a sound CPU in every
+# precision, with the cache in 8 bits and in groups of 32 and 128 for dynamic quantisation: KL at most 0.09, 0.02 on
+# average; known tokens' log-probabilities 0.31 off on average, a next token 0.17 below the right one. With a cache in
+# 4 bits: 0.81, 0.24, 0.44 and 0.42. One matrix of a middle layer with its bits flipped: 1.7 to 7, 0.6 to 4, 1.1 to 4.5.
+MAX_KL = 0.75
+MEAN_KL = 0.15
+MEAN_ERROR = 0.8
+MAX_GAP = 3.0
+_COARSE = 4.0
+"""Times that, of KL, where a cache in 4 bits was asked for."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What came out."""
+
+    ok: bool
+    reason: str | None
+    """What is wrong, a sentence without a full stop."""
+    figures: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One prompt on the device, against its golden logits. Not-a-numbers are None."""
+
+    length: int
+    """Tokens of the prompt."""
+    kl: float | None
+    """KL(golden ‖ device) of the next token, in nats."""
+    same_token: bool
+    max_error: float | None
+    """Largest difference of a logit."""
+    mean_error: float | None
+    """Mean difference of the log-probabilities of the prompt's own tokens, in nats; None for one token, too."""
+
+
+def quick(engine: Probing, golden: Golden, lengths: Sequence[int] = QUICK) -> Finding:
+    """Look at a loaded pipeline through its own eyes: log-probabilities of a known text, and its next token.
+
+    Costs as much as reading `sum(lengths)` tokens, and warms up on the way; ends at the first length that is wrong. A
+    NaN among the log-probabilities stands for logits that are none. Figures, by length: `token_gap`, how far the golden
+    logits put its next token below their own choice, and `mean_error` of the log-probabilities, in nats.
+
+    Raises:
+        DeviceError: the device failed.
+    """
+    rows: list[dict[str, Any]] = []
+    reason = None
+    for length in (length for length in golden.lengths if length in lengths):
+        probe = engine.probe(golden.prompt(length).tolist())
+        last = golden.last(length)
+        gap = float(last.max() - last[probe.token]) if 0 <= probe.token < len(last) else math.inf
+        told = np.array(probe.log_probs or (), np.float64)
+        known = len(told) == length - 1 > 0
+        error = float(np.abs(told - golden.log_probs[: length - 1]).mean()) if known else None
+        rows.append({"length": length, "token_gap": _number(gap), "mean_error": _number(error)})
+        if not np.isfinite(told).all():
+            reason = f"at {length} tokens the logits are not numbers"
+        elif error is not None and error > MEAN_ERROR:
+            reason = _far(length, error)
+        elif gap > MAX_GAP:
+            reason = f"at {length} tokens it goes on with a token that lies {gap:.1f} nats below the right one"
+        if reason is not None:
+            break
+    return Finding(reason is None, reason, {"by_length": rows})
+
+
+def thorough(
+    folder: Path, settings: Settings, golden: Golden, progress: Progress = lambda stage, done, total: None
+) -> Finding:
+    """Compile the IR on the device by itself, and compare whole logits at all lengths, in both roads.
+
+    Figures: the device, whether it was a rehearsal, and `at_once` and `one_by_one`, a `Reading` for each length.
+
+    Raises:
+        ModelError: the folder holds no exported model, or another model's golden logits.
+        DeviceError: the device does not take it, or failed.
+    """
+    progress(f"compiling for {settings.device}", 0, 0)
+    properties = {name: value for name, value in settings.properties.items() if value is not None}
+    if settings.precision == "f32":
+        properties["INFERENCE_PRECISION_HINT"] = "f32"
+    if settings.device == "NPU":
+        properties = _npu(properties, settings)
+        golden = golden.upto(properties["NPUW_LLM_MAX_PROMPT_LEN"])
+    try:
+        request = _compiled(folder, settings, properties)
+        readings = _at_once(request, golden, progress)
+        steps = _one_by_one(request, golden, progress)
+    except RuntimeError as error:
+        said = next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), "no reason given")
+        raise DeviceError(
+            f"{settings.device} failed on the golden prompts ({said})",
+            hint="Update the device's driver, or choose another device.",
+        ) from error
+    both = readings + steps
+    numbers = [reading.kl for reading in both if reading.kl is not None]
+    whole = len(numbers) == len(both)
+    kl_mean = float(np.mean(numbers)) if whole else None
+    figures = {
+        "device": settings.device, "precision": settings.precision, "rehearsal": settings.rehearse,
+        "kl_mean": kl_mean, "kl_max": max(numbers) if whole else None,
+        "top1_agreement": float(np.mean([reading.same_token for reading in both])),
+        "at_once": [asdict(reading) for reading in readings], "one_by_one": [asdict(reading) for reading in steps],
+    }  # fmt: skip
+    room = _COARSE if str(settings.properties.get("KV_CACHE_PRECISION", "")) in ("u4", "i4") else 1.0
+    reason = _wrong(readings, "", room) or _wrong(steps, ", read one by one,", room)
+    if reason is None and kl_mean is not None and kl_mean > room * MEAN_KL:
+        reason = f"its next tokens lie {kl_mean:.2g} nats (KL) from the right ones on average"
+    return Finding(reason is None, reason, figures)
+
+
+def _wrong(readings: Sequence[Reading], how: str, room: float) -> str | None:
+    for reading in readings:
+        where = f"at {reading.length} tokens{how}"
+        if reading.kl is None:
+            return f"{where} the logits are not numbers"
+        if reading.kl > room * MAX_KL:
+            return f"{where} its next token lies {reading.kl:.2g} nats (KL) from the right one"
+        if reading.mean_error is not None and reading.mean_error > MEAN_ERROR:
+            return _far(reading.length, reading.mean_error, how)
+    return None
+
+
+def _far(length: int, error: float, how: str = "") -> str:
+    return f"at {length} tokens{how} a known text's probabilities are {error:.2g} nats off on average"
+
+
+def _at_once(request: Any, golden: Golden, progress: Progress) -> list[Reading]:
+    """Each prompt afresh, in one go."""
+    from edge.infer import infer
+
+    found = []
+    for number, length in enumerate(golden.lengths):
+        progress("reading prompts at once", number, len(golden.lengths))
+        request.reset_state()
+        found.append(_reading(golden, length, infer(request, golden.prompt(length), 0)))
+    return found
+
+
+def _one_by_one(request: Any, golden: Golden, progress: Progress) -> list[Reading]:
+    """The whole text, its first token as a prompt and then each as if it had been generated."""
+    from edge.infer import infer
+
+    request.reset_state()
+    rows: list[NDArray[np.float32]] = []
+    found = []
+    for past, token in enumerate(golden.token_ids):
+        progress("reading one token after the other", past, len(golden.token_ids))
+        rows.append(infer(request, np.array([token]), past)[-1])
+        if past + 1 in golden.lengths:
+            found.append(_reading(golden, past + 1, np.stack(rows)))
+    return found
+
+
+def _reading(golden: Golden, length: int, logits: NDArray[np.float32]) -> Reading:
+    """Logits [S, vocabulary] of a prompt, or [1, vocabulary] of its last token, which is all that the NPU gives."""
+    from edge.infer import kl_divergence
+
+    last, expected = logits[-1], golden.last(length)
+    if last.shape != expected.shape:
+        raise ModelError(
+            f"{goldens.FILE_NAME} is another model's: of {len(expected):,} entries, not {len(last):,}",
+            hint="Export the model again.",
+        )
+    whole = len(logits) == length and length > 1
+    error = None
+    if whole:
+        found = goldens.known_log_probs(logits[:-1], golden.prompt(length)[1:])
+        error = float(np.abs(found - golden.log_probs[: length - 1]).mean())
+    if not np.isfinite(last).all() or (error is not None and not math.isfinite(error)):
+        return Reading(length, None, False, None, None)
+    return Reading(
+        length, float(kl_divergence(expected[None], last[None])[0]), bool(expected.argmax() == last.argmax()),
+        float(np.abs(last - expected).max()), error,
+    )  # fmt: skip
+
+
+def _compiled(folder: Path, settings: Settings, properties: dict[str, Any]) -> Any:
+    """An infer request for the IR, or for its variant with the guilty nodes in f32."""
+    from edge import precise
+    from edge.files import home
+    from edge.infer import core
+
+    if settings.precision == "guilty nodes":
+        folder = precise.variant(folder, home() / "variants")
+    model = core().read_model(folder / MODEL_FILE)
+    return core().compile_model(model, settings.device, properties).create_infer_request()
+
+
+def _npu(properties: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    """What GenAI would make of them for the plugin, which has names of its own for the lengths."""
+    from edge import npu
+
+    most = int(properties.pop("MAX_PROMPT_LEN", settings.context or npu.MAX_PROMPT_LEN))
+    least = int(properties.pop("MIN_RESPONSE_LEN", npu.MIN_RESPONSE_LEN))
+    make = npu.rehearsal_properties if settings.rehearse else npu.properties
+    return {**make(most, least), **properties}
+
+
+def _number(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

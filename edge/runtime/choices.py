@@ -1,0 +1,216 @@
+"""What was found out about loading a model on a device, kept for the next start.
+
+A finding holds for the very IR, device, driver, versions and settings that it was made with, and for nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+from pydantic import AwareDatetime, TypeAdapter, ValidationError
+
+from edge.errors import OutputError
+from edge.files import home, write_text
+from edge.manifest import FILE_NAME, MODEL_FILE
+from edge.runtime import devices
+from edge.runtime.settings import Settings
+
+_PASSING = timedelta(days=1)
+"""How long a failure is believed that may have had a passing cause, such as too little memory."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a finding holds for."""
+
+    ir: str
+    device: str
+    identity: str
+    """The device's own name and its driver."""
+    versions: dict[str, str]
+    settings: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Short, and as good as unique."""
+        return digest(json.dumps(dataclasses.asdict(self), sort_keys=True))
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What came of loading a model.
+
+    Args:
+        ok: it loaded, and where there was a check, passed it.
+        reason: why not, a sentence without a full stop.
+        loaded: it loaded, whatever the check said.
+        checked: its numbers were looked at.
+        figures: of the check.
+        lasting: whether a failure is believed until the IR, the driver or a version changes; else for a day.
+        when: UTC.
+    """
+
+    ok: bool
+    reason: str | None = None
+    loaded: bool = True
+    checked: bool = False
+    figures: dict[str, Any] = field(default_factory=dict)
+    lasting: bool = True
+    when: AwareDatetime = field(default_factory=lambda: datetime.now(timezone.utc))
+
+
+@dataclass(frozen=True)
+class _File:
+    format: Literal[1]
+    folder: str
+    key: Key
+    kept: Kept
+
+
+_FILE = TypeAdapter(_File)
+
+
+def key(folder: Path, settings: Settings, ask: devices.Ask = devices.ask) -> Key:
+    """What a finding about `folder` with `settings` holds for.
+
+    Raises:
+        ModelError: the folder holds no exported model.
+    """
+    told = dataclasses.asdict(dataclasses.replace(settings, properties=dict(settings.properties)))
+    device = "CPU" if settings.rehearse else settings.device
+    plain = json.loads(json.dumps(told, default=str))  # whatever a property's value may be
+    return Key(ir_digest(folder), settings.device, devices.identity(device, ask), versions(), plain)
+
+
+def ir_digest(folder: Path) -> str:
+    """Tells one exported model from another, and from itself after a change, without reading gigabytes."""
+    parts = [(folder / FILE_NAME).read_bytes()]
+    for path in (folder / MODEL_FILE, (folder / MODEL_FILE).with_suffix(".bin")):
+        known = path.stat()
+        parts.append(f"{path.name} {known.st_size} {known.st_mtime_ns}".encode())
+    return digest(b"\n".join(parts))
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that compile and run a model."""
+    return {name: importlib.metadata.version(name) for name in ("openvino", "openvino-genai")}
+
+
+class Choices:
+    """The findings of earlier starts, each in a file of its own. Files that are damaged count as not there.
+
+    Args:
+        folder: where they lie; None: in the cache.
+        ask: how a device is asked for its name and driver.
+        now: the time.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None = None,
+        ask: devices.Ask = devices.ask,
+        now: Callable[[], datetime] = lambda: datetime.now(timezone.utc),
+    ) -> None:
+        self._folder = folder or home() / "choices"
+        self._ask = ask
+        self._now = now
+
+    def get(self, folder: Path, settings: Settings) -> Kept | None:
+        """What is known of loading `folder` so, if it still counts."""
+        found = _read(self._path(folder, settings))
+        return found.kept if found is not None and self._counts(found.kept) else None
+
+    def keep(self, folder: Path, settings: Settings, kept: Kept) -> None:
+        """Write it down. A cache that cannot be written only costs the next start its time."""
+        own = key(folder, settings, self._ask)
+        content = dataclasses.asdict(_File(1, str(folder), own, kept))
+        with contextlib.suppress(OutputError):
+            write_text(self._folder / f"{own.name}.json", json.dumps(content, indent=2, default=str) + "\n")
+
+    def about(self, folder: Path, device: str) -> list[Kept]:
+        """Everything that still counts of `folder` on a device, with whatever settings; the latest first."""
+        wanted = key(folder, Settings(device), self._ask)
+        found = []
+        for path in self._folder.glob("*.json"):
+            read = _read(path)
+            if read is None or not self._counts(read.kept) or read.key.settings.get("rehearse"):
+                continue
+            its = read.key
+            if (its.ir, its.identity, its.versions) == (wanted.ir, wanted.identity, wanted.versions):
+                found.append(read.kept)
+        return sorted(found, key=lambda kept: kept.when, reverse=True)
+
+    def failed(self, folder: Path, present: list[str]) -> dict[str, str]:
+        """Devices on which every attempt failed, and why the last one did: AUTO passes them over."""
+        found = {}
+        for device in present:
+            about = self.about(folder, device)
+            if about and not any(kept.ok for kept in about):
+                found[device] = about[0].reason or "it failed"
+        return found
+
+    @contextlib.contextmanager
+    def trying(self, folder: Path, settings: Settings) -> Iterator[None]:
+        """Leave a mark while a model is loaded in this process: should that end the process, the mark stays."""
+        mark = self._mark(folder, settings, str(os.getpid()))
+        with contextlib.suppress(OutputError):
+            write_text(mark, json.dumps({"started": psutil.Process().create_time()}))
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                mark.unlink()
+
+    def crashed(self, folder: Path, settings: Settings) -> bool:
+        """Whether an earlier start ended while it loaded the model so: it crashed, or was killed."""
+        return bool(self._dead_marks(folder, settings))
+
+    def forget_crash(self, folder: Path, settings: Settings) -> None:
+        """Take the marks away: a trial has shown what there was to know."""
+        for mark in self._dead_marks(folder, settings):
+            with contextlib.suppress(OSError):
+                mark.unlink()
+
+    def _dead_marks(self, folder: Path, settings: Settings) -> list[Path]:
+        return [mark for mark in self._folder.glob(self._mark(folder, settings, "*").name) if not _alive(mark)]
+
+    def _mark(self, folder: Path, settings: Settings, process: str) -> Path:
+        return self._folder / f"{key(folder, settings, self._ask).name}.{process}.trying"
+
+    def _path(self, folder: Path, settings: Settings) -> Path:
+        return self._folder / f"{key(folder, settings, self._ask).name}.json"
+
+    def _counts(self, kept: Kept) -> bool:
+        return kept.ok or kept.lasting or self._now() - kept.when < _PASSING
+
+
+def _read(path: Path) -> _File | None:
+    try:
+        return _FILE.validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def _alive(mark: Path) -> bool:
+    """Whether the process that left the mark still runs; its number may be another's by now."""
+    try:
+        started = float(json.loads(mark.read_text(encoding="utf-8"))["started"])
+        return bool(abs(psutil.Process(int(mark.name.split(".")[-2])).create_time() - started) < 1)
+    except (OSError, ValueError, KeyError, TypeError, psutil.Error):
+        return False
+
+
+def digest(content: str | bytes) -> str:
+    """A short name for some content."""
+    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()[:24]

@@ -1,0 +1,168 @@
+"""A model on a device, as GenAI's pipelines have it. The only importer of openvino_genai."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from edge import precise
+from edge.files import home
+from edge.manifest import Manifest
+from edge.messages import Message
+from edge.npu import npu_lengths, npu_properties
+from edge.runtime import devices
+from edge.runtime.batching import Batching
+from edge.runtime.compiled import compiled_folder
+from edge.runtime.prefix import Reading
+from edge.runtime.scheduling import schedule
+from edge.runtime.settings import Settings
+from edge.runtime.stream import Write
+
+TOGETHER = 8
+"""Answers at once; one more waits. Decode on two cores gains little above."""
+
+
+class Backend(Protocol):
+    """What turns a prompt into tokens: a pipeline of GenAI's, and how it is asked."""
+
+    def generate(self, prompt: Any, config: Any, write: Write, reading: Reading) -> tuple[list[int], list[float]]:
+        """Answer; the answer's tokens, and log-probabilities where the config asks for them."""
+
+    def close(self) -> None:
+        """Let go of the pipeline."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A pipeline, and what is known of how it was opened."""
+
+    pipeline: Any
+    backend: Backend
+    context: int
+    """Tokens of prompt and answer together."""
+    max_prompt: int | None = None
+    """Tokens a prompt may have, where that is less than the context (the NPU's fixed shapes)."""
+    together: int = 1
+    """Answers that it makes at once."""
+    step_tokens: int = 0
+    """Of a prompt that are read between two looks at whether to go on; 0: all, and nothing of it is kept."""
+
+
+def open_pipeline(folder: Path, settings: Settings, manifest: Manifest) -> Opened:
+    """Load the model; what goes wrong is raised as OpenVINO says it."""
+    import openvino_genai
+
+    properties = _properties(folder, settings, manifest)
+    context = min(manifest.architecture.context_length, settings.context or 2**31)
+    max_prompt = None
+    source = folder
+    if settings.precision == "guilty nodes":
+        source = precise.variant(folder, home() / "variants")
+    if settings.device == "NPU":
+        max_prompt, response = _npu_lengths(settings, manifest)
+        context = max_prompt + response
+    if settings.device == "NPU" or properties.get("ATTENTION_BACKEND") == "SDPA":
+        pipeline = openvino_genai.LLMPipeline(str(source), settings.device, **properties)
+        return Opened(pipeline, InTurn(pipeline), context, max_prompt)
+    properties = {name: value for name, value in properties.items() if name != "ATTENTION_BACKEND"}  # it has one
+    context, values = schedule(folder, settings)
+    pipeline = openvino_genai.ContinuousBatchingPipeline(str(source), _scheduler(values), settings.device, properties)
+    step = values["max_num_batched_tokens"] if values["enable_prefix_caching"] else 0
+    return Opened(pipeline, Batching(pipeline, _outcome, settings.device), context, None, TOGETHER, step)
+
+
+def chat_history(messages: Sequence[Message]) -> Any:
+    """A conversation as GenAI's tokenizer takes it."""
+    import openvino_genai
+
+    return openvino_genai.ChatHistory([{"role": message.role, "content": message.content} for message in messages])
+
+
+class InTurn:
+    """GenAI's plain pipeline, one prompt after the other: what the NPU has."""
+
+    def __init__(self, pipeline: Any) -> None:
+        self._pipeline = pipeline
+
+    def generate(self, prompt: Any, config: Any, write: Write, reading: Reading) -> tuple[list[int], list[float]]:
+        """See `Backend.generate`; log-probabilities are not to be had."""
+        tokens: list[int] = []
+
+        def both(ids: Sequence[int]) -> bool:
+            tokens.extend(ids)
+            return write(ids)
+
+        self._pipeline.generate(prompt, config, _streamer(both))
+        return tokens, []
+
+    def close(self) -> None:
+        """See `Backend.close`."""
+        self._pipeline = None
+
+
+def _streamer(write: Write) -> Any:
+    """GenAI's streamer that hands ids to `write`, without GenAI's own detokenisation."""
+    import openvino_genai
+
+    class Streamer(openvino_genai.StreamerBase):  # type: ignore[misc]
+        def write(self, token: int | Sequence[int]) -> Any:
+            going_on = write(token if isinstance(token, Sequence) else [token])
+            return openvino_genai.StreamingStatus.RUNNING if going_on else openvino_genai.StreamingStatus.CANCEL
+
+        def end(self) -> None:
+            """Nothing is kept back here."""
+
+    return Streamer()
+
+
+def _properties(folder: Path, settings: Settings, manifest: Manifest) -> dict[str, Any]:
+    """Of the plugin: its better defaults, the precision and the device's shapes, and over them what was asked for."""
+    properties = devices.default_properties(settings.device, manifest)
+    if settings.precision == "f32":
+        properties["INFERENCE_PRECISION_HINT"] = "f32"
+    if settings.device == "NPU":
+        properties |= npu_properties(*_npu_lengths(settings, manifest), rehearse=settings.rehearse)
+    kept = compiled_folder(folder, settings)
+    if kept is not None:
+        properties["CACHE_DIR"] = str(kept)
+    properties |= settings.properties
+    return {name: value for name, value in properties.items() if value is not None}
+
+
+def _scheduler(values: Mapping[str, Any]) -> Any:
+    """GenAI's `SchedulerConfig` of plain values; see `plan.scheduler`."""
+    import openvino_genai
+
+    kinds = {
+        "sparse_attention_config": openvino_genai.SparseAttentionConfig,
+        "cache_eviction_config": openvino_genai.CacheEvictionConfig,
+    }
+    scheduler = openvino_genai.SchedulerConfig()
+    for name, value in values.items():
+        if name in kinds:
+            value = dict(value)
+            for key, members in (
+                ("mode", openvino_genai.SparseAttentionMode),
+                ("aggregation_mode", openvino_genai.AggregationMode),
+            ):
+                if key in value:
+                    value[key] = getattr(members, value[key])
+            value = kinds[name](**value)
+        setattr(scheduler, name, value)
+    scheduler.max_num_seqs = TOGETHER
+    return scheduler
+
+
+def _npu_lengths(settings: Settings, manifest: Manifest) -> tuple[int, int]:
+    longest = manifest.architecture.context_length
+    return npu_lengths(None if settings.context is None else min(settings.context, longest))
+
+
+def _outcome(status: Any) -> tuple[bool, bool]:
+    """Whether an answer is over, and whether the pipeline refused it, which it does where the cache has no room."""
+    import openvino_genai
+
+    statuses = openvino_genai.GenerationStatus
+    return status != statuses.RUNNING, status == statuses.IGNORED

@@ -1,0 +1,105 @@
+"""`glm4-edge plan`, on a tiny exported model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from edge.cli import _run
+from tests.conftest import write_checkpoint
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    work = tmp_path_factory.mktemp("plan")
+    made = write_checkpoint(work / "c", vocab_size=320, scale=0.02)
+    assert _run(["export", str(made), str(work / "out"), "--weights", "bf16"]) == 0
+    return work / "out"
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    memory = SimpleNamespace(total=16_000_000_000, available=11_000_000_000)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
+    return memory
+
+
+def test_what_fits(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run(["plan", str(folder)]) == 0
+    out, err = capsys.readouterr()
+    assert "256 tokens" in out and "verdict    yes" in out and err == ""
+    assert _run(["plan", str(folder), "--context", "128", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    parts = ("program_bytes", "repacked_bytes", "kv_bytes", "working_bytes")
+    assert facts["needed_bytes"] == sum(facts[part] for part in parts)
+    assert facts["context"] == 128 and facts["fits"] and facts["advice"] == [] and facts["available_bytes"] == 11e9
+    assert facts["prefill_seconds"] is None  # nobody measured it
+    assert facts["kv_bytes"] == 2 * 2 * 128 * (2 * 8 + 8 * (8 / 32 + 1))
+
+
+def test_what_does_not_fit(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run(["plan", str(folder), "--context", "4096"]) == 1
+    out, err = capsys.readouterr()
+    assert "verdict    no: the model reads at most 256" in out
+    assert "Error: the model reads at most 256" in err and "--context 256" in err
+    command = [
+        "plan",
+        str(folder),
+        "--context",
+        "256",
+        "--kv-precision",
+        "f32",
+        "--memory",
+        "111.9MB",
+        "--threads",
+        "1",
+    ]
+    assert _run([*command, "--json"]) == 1
+    facts = json.loads(capsys.readouterr().out)
+    assert not facts["fits"] and "112 MB" in facts["verdict"]
+    assert _run([*command[:-3], "1MB"]) == 1
+    assert "Not even the weights fit" in capsys.readouterr().err
+
+
+def test_a_smaller_cache_is_advised(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = ["plan", str(folder), "--context", "256", "--threads", "1", "--json"]
+    need = {}
+    for precision in ("f32", "u8"):
+        _run([*base, "--kv-precision", precision])
+        need[precision] = json.loads(capsys.readouterr().out)["needed_bytes"]
+    between = (need["f32"] + need["u8"]) // 2
+    assert _run([*base, "--kv-precision", "f32", "--memory", f"{between}B"]) == 1
+    advice = json.loads(capsys.readouterr().out)["advice"]
+    assert advice[0].startswith("As it is, --context ")
+    longest = int(advice[0].split()[4])
+    assert _run(["plan", str(folder), "--context", str(longest), "--threads", "1", "--kv-precision", "f32",
+                 "--memory", f"{between}B"]) == 0  # fmt: skip
+    assert any("--kv-precision u8" in sentence and "and fit" in sentence for sentence in advice)
+    assert any("eviction" in sentence for sentence in advice)
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (["--memory", "lots"], 2, "'lots'"), (["--memory", "0GB"], 2, "'0GB'"), (["--device", "TPU"], 2, "'TPU'"),
+        (["--device", "NPU", "--kv-precision", "u4"], 2, "f16"), 
+        (["--device", "GPU", "--kv-precision", "f32"], 2, "u8"), (["--context", "0"], 2, "--context"),
+    ],
+)  # fmt: skip
+def test_wrong_use(folder: Path, options: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run(["plan", str(folder), *options]) == code
+    assert said in capsys.readouterr().err
+
+
+def test_other_devices_say_what_is_assumed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run(["plan", str(folder), "--device", "npu", "--memory", "16 GiB"]) == 0
+    out = capsys.readouterr().out
+    assert "assumed" in out and "in f16" in out and "17.18 GB" in out
+
+
+def test_a_folder_that_holds_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run(["plan", str(tmp_path)]) == 1
+    assert "holds no exported model" in capsys.readouterr().err

@@ -22,7 +22,7 @@ PACKAGES = {
 
 
 def write(root: Path, **files: str) -> None:
-    """Files by their path below `root`; a key's double underscores stand for nothing, so pass a dict with **."""
+    """Files by their path below `root`: write(root, **{"etc/os-release": "ID=arch"})."""
     for name, text in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -240,8 +240,9 @@ class Machine:
         return min(limits, default=None)
 
 
-def processor_name(machine: Machine | None = None) -> str:
-    """The processor's own name, as far as the system tells it."""
-    machine = machine or Machine()
+def processor_name(machine: Machine) -> str:
+    """The processor's own name, as far as the system or OpenVINO tells it."""
     found = re.search(r"^model name\s*:\s*(.+)$", machine.text("proc/cpuinfo") or "", re.MULTILINE)
-    return found[1].strip() if found else platform.processor() or platform.machine()
+    if found:
+        return found[1].strip()
+    return machine.sight.devices.get("CPU", {}).get("name") or platform.processor() or platform.machine()

@@ -40,6 +40,13 @@ def test_a_child_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None
     assert seen.fault and "0.2 seconds" in seen.fault
 
 
+def test_a_processor_has_openvinos_name_where_there_is_no_proc(tmp_path: Path) -> None:
+    which = machine(tmp_path, seen=module.Sight({"CPU": {"name": "Some CPU"}}))
+    assert processor_name(which) == "Intel(R) Core(TM) Ultra 7 155H"
+    (tmp_path / "proc/cpuinfo").unlink()
+    assert processor_name(which) == "Some CPU"
+
+
 def test_openvino_is_asked_once(tmp_path: Path) -> None:
     asked: list[int] = []
     which = machine(tmp_path, look=lambda: asked.append(1) or module.Sight())
@@ -104,7 +111,7 @@ def test_this_machine_tells_the_truth_about_itself() -> None:
     here = Machine()
     assert here.memory().total == psutil.virtual_memory().total
     assert here.package("click") is not None and here.package("no-such-package") is None
-    assert processor_name()
+    assert processor_name(here)
     if sys.platform == "linux":
         assert here.affinity() == len(os.sched_getaffinity(0))
         assert here.number("proc/sys/kernel/pid_max")

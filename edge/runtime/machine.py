@@ -64,9 +64,8 @@ def look(command: tuple[str, ...] = (sys.executable, "-m", "edge.runtime.sight")
         done = subprocess.run(command, capture_output=True, timeout=_LOOK_SECONDS, cwd=root, stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired:
         return Sight(fault=f"OpenVINO had not listed its devices after {_LOOK_SECONDS} seconds")
-    if done.returncode == 0:
-        with contextlib.suppress(ValueError, IndexError, TypeError):  # then what it printed is told below
-            return Sight(**json.loads(done.stdout.decode("utf-8", "replace").splitlines()[-1]))
+    with contextlib.suppress(ValueError, IndexError, TypeError):  # no answer; how it ended is told below
+        return Sight(**json.loads(done.stdout.decode("utf-8", "replace").splitlines()[-1]))
     said = [line for line in done.stderr.decode("utf-8", "replace").splitlines() if line.strip()]
     last = f": {said[-1].strip()[:300]}" if said else ""
     return Sight(fault=f"listing OpenVINO's devices ended with exit code {done.returncode}{last}")

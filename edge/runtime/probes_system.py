@@ -53,9 +53,12 @@ def disk(patient: Patient) -> list[Finding]:
 
 
 def _room(name: str, folder: Path, wanted: int) -> Finding:
-    place = existing_part(folder)
-    free = shutil.disk_usage(place).free
-    figures = {"folder": str(folder), "free_bytes": free}
+    try:
+        place = existing_part(folder)
+        free = shutil.disk_usage(place).free
+    except PermissionError:  # of a folder above it, of another user
+        place, free = folder, 0
+    figures = {"folder": str(folder), "free_bytes": free or None}
     if wanted and not os.access(place, os.W_OK):
         what = f"{place} may not be written, and what is downloaded or compiled is kept below it"
         return Finding(name, "problem", what, f"name another folder with {HOME_VARIABLE}", figures)

@@ -149,6 +149,16 @@ def test_a_cache_that_may_not_be_written_is_a_problem(tmp_path: Path, monkeypatc
     assert cache.state == "problem" and str(tmp_path) in cache.what
 
 
+def test_a_cache_below_another_users_folder_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(folder: Path) -> Path:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(probes_system, "existing_part", forbidden)
+    (cache,) = disk(Patient(machine(tmp_path)))
+    assert cache.state == "problem" and HOME_VARIABLE in (cache.mend or "")
+    assert cache.figures["free_bytes"] is None
+
+
 def test_the_document_is_plain_and_stable(tmp_path: Path) -> None:
     findings = examine(machine=machine(tmp_path), probes=tuple(p for p in doctor.PROBES if p.__name__ != "bandwidth"))
     told = json.loads(json.dumps(document(findings, machine=machine(tmp_path))))

@@ -34,6 +34,11 @@ def test_a_child_that_ends_without_an_answer_is_told(script: str, said: str) -> 
     assert not seen.devices
 
 
+def test_an_answer_counts_even_if_the_child_crashes_after_it() -> None:
+    script = 'import os; os.write(1, b\'{"devices": {"CPU": {}}}\\n\'); os.abort()'
+    assert look((sys.executable, "-c", script)).devices == {"CPU": {}}
+
+
 def test_a_child_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_LOOK_SECONDS", 0.2)
     seen = look((sys.executable, "-c", "import time; time.sleep(60)"))

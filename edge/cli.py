@@ -16,6 +16,7 @@ from edge import __version__
 from edge.commands.canary import canary
 from edge.commands.chat import chat, ui
 from edge.commands.devices import devices
+from edge.commands.doctor import doctor
 from edge.commands.export import export
 from edge.commands.parity import parity
 from edge.commands.plan import plan
@@ -44,7 +45,7 @@ def cli() -> None:
     """
 
 
-for command in (export, verify, chat, ui, devices, plan, canary, reference, parity):
+for command in (export, verify, chat, ui, devices, plan, canary, reference, parity, doctor):
     cli.add_command(command)
 
 

@@ -30,8 +30,8 @@ QUICK = (1, 15, 33)
 """Lengths of the prompts that are tried at a load. None fills a block of the prefix cache (16 tokens on GPU, 32 on CPU)
 that a longer one begins with, so that all are really read; the last goes beyond two blocks."""
 
-# Thresholds, in nats, between what was measured on the pocket model in int4: largest KL over the lengths; its mean; mean
-# error of known tokens' log-probabilities; how far below the right one a next token lies.
+# Thresholds, in nats, between what was measured on the pocket model in int4: largest KL over the lengths; its mean; the
+# mean error of known tokens' log-probabilities; how far below the right one a next token lies.
 #   sound CPU in every precision, cache in 8 or 16 bits, dynamic quantisation:  0.09  0.02  0.31  0.17
 #   the same with the cache in 4 bits:                                          0.81  0.24  0.44  0.42
 #   bits flipped in v, o, gate_up or down of a middle layer, the least of them: 1.7   0.59  1.1   1.2

@@ -19,7 +19,7 @@ from typing import Any
 
 from edge import manifest
 from edge.errors import DeviceError, OutputError
-from edge.files import new_folder
+from edge.files import home, new_folder
 
 PRECISE = "/precise."
 """In the names of operations that the export wants to stay in f32."""
@@ -65,8 +65,8 @@ def marked(node: Any) -> bool:
     return any(str(key).startswith(_MARK) for key in node.get_rt_info())
 
 
-def variant(folder: Path, cache: Path) -> Path:
-    """The exported model in `folder` with its guilty operations marked, in a folder below `cache`.
+def variant(folder: Path, cache: Path | None = None) -> Path:
+    """The exported model in `folder` with its guilty operations marked, in a folder below `cache` (left out: of ours).
 
     Its XML is its own; the weights are those of `folder` by a hard link, so that it takes no room. One that is there
     and still true is used again. Variants of models that are gone are removed: a link would keep their bytes.
@@ -78,6 +78,7 @@ def variant(folder: Path, cache: Path) -> Path:
     """
     folder = folder.expanduser().resolve()
     made = manifest.Manifest.read(folder)
+    cache = cache or home() / "variants"
     cache.mkdir(parents=True, exist_ok=True)
     _prune(cache)
     target = cache / f"{folder.name}-{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"

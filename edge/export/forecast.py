@@ -43,6 +43,7 @@ _START_SECONDS = 6.0  # imports, and converting the tokenizer
 _GRAPH_PASSES = 15.0  # times hashing the weights that are compared with the definition
 _PROOF_PASSES = 2.5  # times hashing the finished IR
 _PROOF_SECONDS = 0.2  # for each layer besides
+_GOLDEN_PASSES = 5.0  # times hashing a byte, for each parameter, on two cores
 _CALIBRATION_SECONDS = 1.2  # for each layer, and besides:
 _CALIBRATION_PASSES = 5.0  # multiplications with all weights, for each token of the calibration text
 _CALIBRATION_TOKENS = 2048
@@ -133,7 +134,7 @@ def forecast(spec: GlmSpec, recipe: Recipe, *, weight_bytes: int, rates: Rates) 
     seconds = {"starting, and converting the tokenizer": _START_SECONDS}
     assumed = [
         f"{_START_SECONDS:.0f} s to start",
-        f"{_PROOF_SECONDS} s to prove a layer; the other proofs go as hashing does",
+        f"{_PROOF_SECONDS} s to prove a layer; the other proofs, and the golden logits, go as hashing does",
     ]
     hashed = rates.sha256_bytes_per_second or np.inf
     seconds["checking the graph"] = _GRAPH_PASSES * 2 * _compared_parameters(spec) / hashed
@@ -143,6 +144,7 @@ def forecast(spec: GlmSpec, recipe: Recipe, *, weight_bytes: int, rates: Rates) 
         assumed.append("the disk takes no time: nothing is there to read it from")
     seconds["compressing, and hashing the checkpoint meanwhile"] = _compressing(spec, recipe, weight_bytes, rates)
     seconds["proving the result"] = _PROOF_SECONDS * spec.num_layers + _PROOF_PASSES * writes / hashed
+    seconds["keeping golden logits"] = _GOLDEN_PASSES * spec.parameter_count() / hashed
     return Forecast(
         parameters=spec.parameter_count(),
         read_bytes=weight_bytes,

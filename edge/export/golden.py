@@ -8,7 +8,7 @@ no more memory than the activations and a block.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from edge import golden
 from edge.export import ir
 from edge.export.calibration import calibration_samples
 from edge.export.fp16 import POST_NORM, UNSCALED, residual_scale
+from edge.export.quantize import to_f32
 from edge.export.verify_ir import LARGE, size_of
 from edge.export.verify_parts import row_order, source_name
 from edge.golden import Golden
@@ -27,12 +28,12 @@ from edge.infer import EXACT, core, infer, kl_divergence
 from edge.manifest import MODEL_FILE, Check
 from edge.messages import Progress
 from edge.model import forward
-from edge.model.checkpoint import Weight
 from edge.model.spec import GlmSpec
 
 Array = NDArray[np.float32]
 
-_BLOCK = 1 << 20  # weights at a time: in f32 they stay in the cache that the multiplication reads them from
+_ROOM = 1 << 24  # weights in f32 at a time: 64 MB; a multiplication of fewer would wait for its threads more than work
+_BLOCK = 1 << 17  # weights made into numbers at a time: they stay in a core's cache meanwhile
 _FLOATS = {"bf16": ("<u2", "BF16"), "f16": ("<f2", "F16"), "f32": ("<f4", "F32")}
 # In exact arithmetic on the CPU; the pocket model's largest KL over a prompt is 1e-9.
 _SAME = 1e-4
@@ -169,48 +170,56 @@ class _Matrix:
         return _Vector(values if self.factors is None else values * self.factors)
 
     def times(self, x: Array) -> Array:
-        out = np.empty((len(x), self.weight.shape[0]), np.float32)
-        x = x if self.factors is None else x * self.factors
-        begin = 0
-        for values in _blocks(self.weight):
+        rows, columns = self.weight.shape
+        x = np.ascontiguousarray((x if self.factors is None else x * self.factors).T)
+        out = np.empty((rows, x.shape[1]), np.float32)
+        room = np.empty((max(1, min(rows, _ROOM // columns)), columns), np.float32)
+        numbers = _Numbers(self.weight)
+        for begin in range(0, rows, len(room)):
+            values = room[: rows - begin]
+            numbers.fill(begin, values)
             place: Any = slice(begin, begin + len(values))
-            out[:, place if self.order is None else self.order[place]] = x @ values.T
-            begin += len(values)
-        return out
+            out[place if self.order is None else self.order[place]] = values @ x
+        return out.T
 
 
-def _blocks(weight: ir.IrWeight) -> Iterator[Array]:
-    """The matrix as numbers, some rows at a time."""
-    rows, columns = weight.shape
-    step = max(1, min(rows, _BLOCK // columns))
-    if weight.bits == 4 and columns % 4:  # rows end in the middle of what is looked up at once
-        for begin in range(0, rows, step):
-            yield weight.rows(np.arange(begin, min(begin + step, rows)))
-        return
-    data = ir.raw(weight.constant)
-    size = columns * weight.bits // 8
-    scale = None if weight.scale is None else weight.scale.get_data(dtype=np.float32).reshape(rows, -1, 1)
-    zero = None if weight.zero_point is None else weight.zero_point.get_data(dtype=np.float32).reshape(rows, -1, 1)
-    for begin in range(0, rows, step):
-        end = min(begin + step, rows)
-        values = _numbers(data[begin * size : end * size], weight.precision)
-        if scale is not None:
-            values = values.reshape(end - begin, scale.shape[1], -1)
-            if zero is not None:
-                np.subtract(values, zero[begin:end], out=values)
-            np.multiply(values, scale[begin:end], out=values)
-        yield values.reshape(end - begin, columns)
+class _Numbers:
+    """A matrix of the IR in f32, some rows at a time."""
 
+    def __init__(self, weight: ir.IrWeight) -> None:
+        rows = weight.shape[0]
+        self._weight = weight
+        self._data = ir.raw(weight.constant)
+        self._scale, self._zero = (
+            None if constant is None else constant.get_data(dtype=np.float32).reshape(rows, -1, 1)
+            for constant in (weight.scale, weight.zero_point)
+        )
 
-def _numbers(data: NDArray[np.uint8], precision: str) -> Array:
-    """The numbers that a Constant's bytes are, in f32."""
-    if precision in _FLOATS:
-        storage, name = _FLOATS[precision]
-        return Weight(data.view(storage), name).f32()
-    if precision in ("i8", "u8"):
-        return data.view(np.int8 if precision == "i8" else np.uint8).astype(np.float32)
-    numbers: Array = _four(precision)[data.view("<u2")].view(np.float32)
-    return numbers
+    def fill(self, begin: int, out: Array) -> None:
+        """Put the rows from `begin` on into `out` [N, columns]."""
+        step = max(1, _BLOCK // out.shape[1])
+        for first in range(0, len(out), step):
+            self._fill(begin + first, out[first : first + step])
+
+    def _fill(self, begin: int, out: Array) -> None:
+        end, columns = begin + len(out), out.shape[1]
+        bits, precision = self._weight.bits, self._weight.precision
+        if bits == 4 and columns % 4:  # rows end in the middle of what is looked up at once
+            out[:] = self._weight.rows(np.arange(begin, end))
+            return
+        data = self._data[begin * columns * bits // 8 : end * columns * bits // 8]
+        if bits == 4:
+            np.take(_four(precision), data.view("<u2"), out=out.view(np.complex128).reshape(-1), mode="clip")
+        elif bits == 8:
+            np.copyto(out, data.view(np.int8 if precision == "i8" else np.uint8).reshape(out.shape))
+        else:
+            storage, name = _FLOATS[precision]
+            to_f32(data.view(storage), name, out)
+        if self._scale is not None:
+            groups = out.reshape(len(out), self._scale.shape[1], -1)
+            if self._zero is not None:
+                np.subtract(groups, self._zero[begin:end], out=groups)
+            np.multiply(groups, self._scale[begin:end], out=groups)
 
 
 @functools.cache

@@ -73,7 +73,7 @@ def quantize(
             raw = _scaled(raw, weight.dtype, channel_scale, values)
         block = values[: len(raw) * groups]
         place = slice(begin * groups, (begin + len(raw)) * groups)
-        _to_f32(raw, weight.dtype, block)
+        to_f32(raw, weight.dtype, block)
         if symmetric:
             scale = _signed_extremes(raw.reshape(block.shape), weight.dtype, block) / np.float32(-low)
             zero = None
@@ -111,7 +111,7 @@ def channel_magnitudes(weight: Weight) -> NDArray[np.float32]:
     total = np.zeros(columns, np.float32)
     for begin in range(0, rows, step):
         raw = weight.raw[begin : begin + step]
-        _to_f32(raw, weight.dtype, values[1 : len(raw) + 1])
+        to_f32(raw, weight.dtype, values[1 : len(raw) + 1])
         np.abs(values, out=values)
         values[0] = total  # so that the rows are added one after the other, as in one go
         np.add.reduce(values[: len(raw) + 1], axis=0, out=total)
@@ -125,7 +125,7 @@ def blocks_of_rows(weight: Weight, rows: int) -> Iterator[Weight]:
         yield Weight(weight.raw[begin : begin + rows], weight.dtype)
 
 
-def _to_f32(raw: NDArray[Any], dtype: str, out: NDArray[np.float32]) -> None:
+def to_f32(raw: NDArray[Any], dtype: str, out: NDArray[np.float32]) -> None:
     """The values of `raw`, into `out` of the same size."""
     if dtype == "BF16":
         bits = out.view(np.uint32)
@@ -140,7 +140,7 @@ def _scaled(
 ) -> NDArray[Any]:
     """`raw` times its channels' scales, in its own type (bf16 as bit patterns)."""
     values = room.reshape(-1, raw.shape[1])[: len(raw)]
-    _to_f32(raw, dtype, values)
+    to_f32(raw, dtype, values)
     np.multiply(values, channel_scale, out=values)
     if dtype != "BF16":
         return values.astype(raw.dtype)
@@ -172,7 +172,7 @@ def _signed_extremes(raw: NDArray[Any], dtype: str, values: NDArray[np.float32])
     extreme = np.maximum.reduce(turned, axis=-1, keepdims=True)
     magnitude = np.right_shift(extreme, 1)
     found = np.empty(magnitude.shape, np.float32)
-    _to_f32(magnitude if dtype == "BF16" else magnitude.view(np.float16), dtype, found)
+    to_f32(magnitude if dtype == "BF16" else magnitude.view(np.float16), dtype, found)
     extremes = np.where(extreme & 1 == 1, found, -found)
     return extremes
 

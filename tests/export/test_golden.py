@@ -97,16 +97,21 @@ def test_blocks_are_the_rows_that_a_look_at_single_ones_gives(
     from edge.model.checkpoint import Weight
 
     values = np.random.default_rng(0).standard_normal((40, columns)).astype(np.float32)
-    monkeypatch.setattr(golden, "_BLOCK", 7 * columns)  # the last block is a smaller one
+    monkeypatch.setattr(golden, "_ROOM", 15 * columns)  # the last block is a smaller one
+    monkeypatch.setattr(golden, "_BLOCK", 7 * columns)
     for bits, symmetric in ((4, True), (4, False), (8, True), (8, False)):
         for size in (-1, columns // 2):
             made = quantize(Weight(values, "F32"), "w", bits=bits, symmetric=symmetric, group_size=size)
             x = ops.parameter([-1, columns], ov.Type.f32)
             model = ov.Model([ops.matmul(x, decompression(made), False, True)], [x], "m")
             (weight,) = ir.weights_of(model)
-            blocks = np.concatenate(list(golden._blocks(weight)))
-            assert np.array_equal(blocks, weight.rows(np.arange(40)))
-            assert np.abs(blocks - values).max() < 0.6
+            found = np.empty((40, columns), np.float32)
+            golden._Numbers(weight).fill(0, found)
+            assert np.array_equal(found, weight.rows(np.arange(40)))
+            assert np.abs(found - values).max() < 0.6
+            inputs = np.random.default_rng(1).standard_normal((3, columns)).astype(np.float32)
+            product = golden._Matrix(weight, None, None).times(inputs)
+            np.testing.assert_allclose(product, inputs @ found.T, rtol=1e-5, atol=1e-5)
 
 
 def test_a_damaged_model_is_not_what_the_golden_logits_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

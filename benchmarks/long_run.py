@@ -100,7 +100,7 @@ def _run(pipeline: Any, number: int, prompt: list[int], job: dict[str, Any], pea
             print(f"  {now - begin:6.0f} s  {doing}", file=sys.stderr, flush=True)
     seconds = time.perf_counter() - begin
     output = handle.read_all()[0]
-    metrics = pipeline.get_metrics()
+    metrics, after = pipeline.get_metrics(), peak.now()
     if job.get("log_probs"):
         np.save(job["log_probs"], np.array(output.generated_log_probs[: len(prompt)], np.float32))
     return {
@@ -115,14 +115,17 @@ def _run(pipeline: Any, number: int, prompt: list[int], job: dict[str, Any], pea
         "kv_pool_bytes": metrics.kv_cache_size_in_bytes,
         "kv_used_bytes": int(used),
         "kv_used_at_end_bytes": int(metrics.cache_usage * metrics.kv_cache_size_in_bytes / 100),
-        "peak_anonymous": peak.most,
-        "anonymous_after": peak.now(),
+        "peak_anonymous": max(peak.most, after),
+        "anonymous_after": after,
         "new_tokens": [int(token) for token in output.generated_ids[-job["new"] :]],
     }
 
 
 class _Peak:
-    """Anonymous memory of this process, watched from a thread of it."""
+    """Anonymous memory of this process, watched from a thread of it.
+
+    GenAI lets no other thread run during a step; but what a step took it still has at its end.
+    """
 
     def __init__(self) -> None:
         self.most = 0

@@ -19,6 +19,7 @@ from edge.npu import check_prompt
 from edge.runtime import sampling as samplings
 from edge.runtime.context import room_for_answer
 from edge.runtime.interface import Probe
+from edge.runtime.memory import return_freed_memory
 from edge.runtime.pipelines import Backend, Opened, chat_history, open_pipeline
 from edge.runtime.plan import BLOCK
 from edge.runtime.prefix import PrefixMemory, Reading
@@ -64,6 +65,7 @@ class Engine:
             UsageError: the device does not take the properties.
         """
         manifest = Manifest.read(folder)
+        return_freed_memory()
         if settings.device == "NPU" and manifest.target != "npu":
             # Its compiler does not refuse other recipes, it ends the process.
             raise DeviceError(
@@ -130,8 +132,13 @@ class Engine:
         config = self._config(Sampling(temperature=0), self._room(len(token_ids), 1))
         if self._together > 1:
             config.echo, config.logprobs = True, 1
-        with self._turn_held():
-            tokens, log_probs = self._generate(token_ids, config, lambda ids: True, Reading(len(token_ids)))
+        try:
+            with self._turn_held():
+                tokens, log_probs = self._generate(token_ids, config, lambda ids: True, Reading(len(token_ids)))
+        except DeviceError as error:
+            if "isnan" not in error.message:
+                raise
+            return Probe(0, (float("nan"),))  # GenAI gives up where the logits are no numbers, which is an answer, too
         given = tuple(log_probs[1:-1]) if len(log_probs) == len(token_ids) + 1 else None
         return Probe(tokens[-1], given)
 

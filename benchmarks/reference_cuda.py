@@ -49,7 +49,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--no-static", action="store_true", help="leave out transformers' own compiled decoding")
     parser.add_argument("--profile", action="store_true", help="keep what each kernel took in a step")
     parser.add_argument("--minutes", type=float, default=8.5, help="of gpu: begin no further road after this time")
-    parser.add_argument("--dtype", choices=["bf16", "f32"], default="bf16", help="of gpu")
     parser.add_argument("--device", default="cuda", help="of gpu and parity")
     args = parser.parse_args(argv)
     if args.stage != "gpu" and args.work is None:
@@ -63,9 +62,8 @@ def main(argv: list[str] | None = None) -> None:
         args.out.with_suffix(".md").write_text(markdown(result), encoding="utf-8", newline="\n")
 
     settings = {name: value for name, value in vars(args).items() if name not in ("out", "work")}
-    name = args.model if args.dtype == "bf16" else f"{args.model} in f32"
     made: dict[str, Any] = {"machine": machine(), "versions": _versions(), "settings": settings}
-    result.setdefault(args.stage, {})[name] = made
+    result.setdefault(args.stage, {})[args.model] = made
     STAGES[args.stage](args, made, save)
     save()
 
@@ -89,8 +87,8 @@ Table = tuple[str, str, list[str], list[list[str]]]
 def _gpu_table(found: dict[str, Any]) -> Table:
     gpu, settings, roads = found.get("gpu", {}), found["settings"], found.get("roads", {})
     said = (
-        f"{settings['prompt']:,} tokens in, {settings['answer']} out, greedy, {settings['dtype']}; medians of "
-        f"{settings['repeats']}. {_versions_line(found['versions'])}."
+        f"{settings['prompt']:,} tokens in, {settings['answer']} out, greedy, bf16; medians of {settings['repeats']}. "
+        f"{_versions_line(found['versions'])}."
     )
     if gpu:
         said += (
@@ -102,14 +100,12 @@ def _gpu_table(found: dict[str, Any]) -> Table:
     for name, road in roads.items():
         if "decode_tokens_per_s" not in road:
             why = road.get("failure", "cut off").replace("\n", " ").replace("|", "/")
-            rows.append([name, f"did not run: {why[:80]}", "", "", "", "", "", ""])
+            rows.append([name, f"did not run: {why[:80]}", "", "", "", ""])
             continue
         rate, unlike = road["decode_tokens_per_s"], road["first_token_unlike_eager"]
         rows.append([name, f"{rate:.1f}", f"{rate / eager:.2f}" if eager else "", f"{road['ttft_s'] * 1000:.0f}",
-                     "none" if unlike is None else f"{unlike}",
-                     f"{road['unlike_forced']}", f"{road['worst_gap']:.2f}", f"{road['first_run_s']:.0f}"])  # fmt: skip
-    head = ["", "decode, tokens/s", "of eager", "TTFT, ms", "first token unlike eager's", "not the likeliest",
-            "by at most, logits", "first run, s"]  # fmt: skip
+                     "none" if unlike is None else f"{unlike}", f"{road['first_run_s']:.0f}"])  # fmt: skip
+    head = ["", "decode, tokens/s", "of eager", "TTFT, ms", "first token unlike eager's", "first run, s"]
     return f"transformers on {gpu.get('name', 'the CPU')}", said, head, rows
 
 
@@ -144,7 +140,7 @@ def _parity_table(found: dict[str, Any]) -> Table:
 
 
 _NAMES = {"9b": "GLM-4-9B's shape, random weights", "small": "A small shape, random weights",
-          "pocket": "The pocket model", "pocket in f32": "The pocket model"}  # fmt: skip
+          "pocket": "The pocket model"}  # fmt: skip
 
 
 def _versions_line(found: dict[str, str]) -> str:

@@ -37,7 +37,6 @@ def test_roads_are_measured_beside_eager(tmp_path: Path) -> None:
     for road in roads.values():
         assert len(road["tokens"]) == 6 and len(road["samples"]) == 2
         assert road["decode_tokens_per_s"] > 0 and road["ttft_s"] > 0
-        assert 0 <= road["worst_gap"] < 0.5 and road["unlike_forced"] < 6
     assert "| nothing compiled, sdpa |" in out.with_suffix(".md").read_text(encoding="utf-8")
     assert found["settings"]["answer"] == 6 and str(tmp_path) not in out.read_text(encoding="utf-8")
 
@@ -61,6 +60,6 @@ def test_no_road_is_begun_after_the_time(tmp_path: Path) -> None:
 
 def test_stages_and_models_stand_beside_each_other(tmp_path: Path) -> None:
     out = tmp_path / "result.json"
-    out.write_text(json.dumps({"gpu": {"pocket": {"settings": {"prompt": 1, "answer": 1, "repeats": 1, "dtype": "f32"},
+    out.write_text(json.dumps({"gpu": {"pocket": {"settings": {"prompt": 1, "answer": 1, "repeats": 1},
                                                   "versions": {}}}}))  # fmt: skip
     assert set(run(out, "--roads", "nothing compiled, sdpa")["gpu"]) == {"pocket", "tiny"}

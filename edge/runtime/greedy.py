@@ -37,17 +37,13 @@ class Fast:
             longer), by the faster of Triton's and the library's matrix products, or by the library's (cuBLAS).
         attention: of one query position: products summed, batched matrix products, PyTorch's fused kernel with a
             mask, or flex attention.
-        apart: what goes into the last matrix of a layer is computed once, not anew by each block of its rows.
-        combined: small kernels that do not wait for each other become one.
         graph: the step as one CUDA graph; on the CPU there is none.
         prefill: compile the prefill, too, anew for each length of prompt.
     """
 
     compiled: Literal["layer", "step", "nothing"] = "layer"
     gemv: Literal["triton", "tuned", "autotune", "library"] = "triton"
-    attention: Attention = "matmul"
-    apart: bool = False
-    combined: bool = False
+    attention: Attention = "products"
     graph: bool = True
     prefill: bool = False
 
@@ -78,7 +74,7 @@ class Decoder:
         self._how = how
         self._inner, self._head = model.model, model.lm_head
         self._device = model.lm_head.weight.device
-        self._layers = [_twin_layer(layer, capacity, how) for layer in model.model.layers]
+        self._layers = [_with_attention(layer, capacity, how.attention) for layer in model.model.layers]
         self._tokens = torch.zeros(capacity + 1, dtype=torch.long, device=self._device)
         self._position = torch.zeros(1, dtype=torch.long, device=self._device)
         self._run_layer: Callable[..., Tensor] = _run_layer
@@ -135,7 +131,7 @@ class Decoder:
         """Compile and record what there is to; once."""
         if self._ready:
             return
-        with torch._inductor.config.patch({**_INDUCTOR[self._how.gemv], "combo_kernels": self._how.combined}):
+        with torch._inductor.config.patch(_INDUCTOR[self._how.gemv]):
             if self._device.type != "cuda":
                 self._restart()
                 self._run_step()
@@ -238,51 +234,19 @@ def _run_layer(layer: nn.Module, hidden: Tensor, cos: Tensor, sin: Tensor, posit
     return out
 
 
-def _twin_layer(layer: Any, capacity: int, how: Fast) -> nn.Module:
+def _with_attention(layer: Any, capacity: int, kind: Attention) -> nn.Module:
     """transformers' layer once more, over the same weights, with an attention of fixed shapes."""
-    parts: dict[str, nn.Module] = {"self_attn": _FixedAttention(layer.self_attn, capacity, how.attention)}
-    if how.apart:
-        parts["mlp"] = _twin(layer.mlp, down_proj=_Apart(layer.mlp.down_proj))
-    return _twin(layer, **parts)
-
-
-def _twin(module: Any, **parts: nn.Module) -> nn.Module:
-    """A module of the same kind and weights with other parts in place of some of its own."""
-    twin = copy.copy(module)
-    twin._modules = {**module._modules, **parts}
-    made: nn.Module = twin
-    return made
-
-
-@torch.library.custom_op("glm4_edge::apart", mutates_args=())
-def _apart(x: Tensor) -> Tensor:
-    """A copy that the compiler cannot look through."""
-    return x.clone()
-
-
-@_apart.register_fake
-def _(x: Tensor) -> Tensor:
-    return torch.empty_like(x)
-
-
-class _Apart(nn.Module):
-    """A matrix whose input the compiler may not work out again for each block of rows: gate and up are long."""
-
-    def __init__(self, matrix: nn.Module) -> None:
-        super().__init__()
-        self.matrix = matrix
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[1, S, in] → [1, S, out]."""
-        out: Tensor = self.matrix(_apart(x) if torch.compiler.is_compiling() and x.shape[1] == 1 else x)
-        return out
+    twin = copy.copy(layer)
+    twin._modules = {**layer._modules, "self_attn": _FixedAttention(layer.self_attn, capacity, kind)}
+    module: nn.Module = twin
+    return module
 
 
 class _FixedAttention(nn.Module):
     """Attention over a cache of `capacity` positions, for one position or a whole prompt from position 0."""
 
-    cache: Tensor
-    """[1, kv heads of the keys and then of the values, capacity, size]."""
+    keys: Tensor
+    values: Tensor
 
     def __init__(self, theirs: Any, capacity: int, kind: Attention) -> None:
         super().__init__()
@@ -293,8 +257,9 @@ class _FixedAttention(nn.Module):
         self.rotate = sys.modules[type(theirs).__module__].apply_rotary_pos_emb
         self.weight, self.bias = _stacked(theirs)
         self.o_proj = theirs.o_proj
-        shape = (1, 2 * self.kv_heads, capacity, self.size)
-        self.register_buffer("cache", torch.zeros(shape, dtype=self.weight.dtype, device=self.weight.device), False)
+        shape = (1, self.kv_heads, capacity, self.size)
+        for name in ("keys", "values"):
+            self.register_buffer(name, torch.zeros(shape, dtype=self.weight.dtype, device=self.weight.device), False)
 
     def forward(
         self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], position_ids: Tensor, **_: Any
@@ -305,12 +270,13 @@ class _FixedAttention(nn.Module):
             stacked = functional.linear(hidden_states, self.weight) + self.bias
         else:
             stacked = functional.linear(hidden_states, self.weight, self.bias)
-        heads = stacked.view(1, count, -1, self.size).transpose(1, 2)
-        turning = heads[:, : self.heads + self.kv_heads]
-        turned = self.rotate(turning, turning[:, :0], *position_embeddings)[0]  # q and k at once: one kernel
-        query, key = turned[:, : self.heads], turned[:, self.heads :]
-        value = heads[:, self.heads + self.kv_heads :]
-        self.cache.index_copy_(2, position_ids[0], torch.cat([key, value], dim=1))
+        sizes = [heads * self.size for heads in (self.heads, self.kv_heads, self.kv_heads)]
+        query, key, value = (
+            part.view(1, count, -1, self.size).transpose(1, 2) for part in torch.split(stacked, sizes, dim=-1)
+        )
+        query, key = self.rotate(query, key, *position_embeddings)
+        self.keys.index_copy_(2, position_ids[0], key)
+        self.values.index_copy_(2, position_ids[0], value)
         if count == 1:
             out = self._one(query.view(1, self.kv_heads, self.heads // self.kv_heads, self.size), position_ids[0])
             out = out.reshape(1, 1, self.heads * self.size)
@@ -323,7 +289,7 @@ class _FixedAttention(nn.Module):
 
     def _one(self, query: Tensor, position: Tensor) -> Tensor:
         """Queries [1, kv heads, heads of each, size] of one position over all up to it → the same shape."""
-        keys, values = self.cache[:, : self.kv_heads], self.cache[:, self.kv_heads :]
+        keys, values = self.keys, self.values
         seen = torch.arange(keys.shape[2], device=keys.device) <= position
         if self.kind == "sdpa":
             return functional.scaled_dot_product_attention(

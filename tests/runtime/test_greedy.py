@@ -57,9 +57,7 @@ def test_answers_as_transformers_does(model: Any, expected: list[int], attention
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler")
 @pytest.mark.parametrize(
-    "how",
-    [Fast(), Fast(attention="products", apart=True), Fast(attention="flex"), Fast(compiled="step"), Fast(prefill=True)],
-    ids=lambda how: repr(how),
+    "how", [Fast(), Fast(attention="flex"), Fast(compiled="step"), Fast(prefill=True)], ids=lambda how: repr(how)
 )
 def test_answers_the_same_when_compiled(model: Any, expected: list[int], how: Fast) -> None:
     torch._dynamo.reset()

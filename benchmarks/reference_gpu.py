@@ -15,16 +15,16 @@ from benchmarks import synthetic
 from edge.model.spec import GlmSpec
 
 ROADS: dict[str, dict[str, Any]] = {
-    "layer, triton, products": {},
+    "layer, triton, products": {"attention": "products"},
     "layer, triton, flex": {"attention": "flex"},
     "layer, triton, sdpa": {"attention": "sdpa"},
-    "layer, triton, matmul": {"attention": "matmul"},
+    "layer, triton, matmul": {},
     "layer, tuned, products": {"gemv": "tuned"},
-    "layer, library, products": {"gemv": "library"},
-    "layer, autotune, products": {"gemv": "autotune"},
-    "step, triton, products": {"compiled": "step"},
+    "layer, library, products": {"gemv": "library", "attention": "products"},
+    "layer, autotune, products": {"gemv": "autotune", "attention": "products"},
+    "step, triton, products": {"compiled": "step", "attention": "products"},
     "nothing compiled, sdpa": {"compiled": "nothing", "attention": "sdpa"},
-    "layer, triton, products, compiled prefill": {"prefill": True},
+    "layer, triton, products, compiled prefill": {"prefill": True, "attention": "products"},
 }
 """Ways of the decoder to be fast: arguments of `edge.runtime.greedy.Fast`."""
 EAGER, STATIC = "transformers eager", "transformers static cache, compiled"

@@ -43,7 +43,7 @@ class Fast:
 
     compiled: Literal["layer", "step", "nothing"] = "layer"
     gemv: Literal["triton", "tuned", "autotune", "library"] = "triton"
-    attention: Attention = "products"
+    attention: Attention = "matmul"
     graph: bool = True
     prefill: bool = False
 

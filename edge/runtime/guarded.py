@@ -142,14 +142,12 @@ class Guarded:
             else:
                 self._sound.add(_way(engine.settings))
             self._engine = self._reopen()
+        ended = f"The answer was ended: {reason}."
         if finding is None:
-            return False, f"The answer was ended: {reason}. The model has no golden logits to check {before} with"
+            return False, f"{ended} Whether {before} is at fault cannot be checked: the model has no golden logits."
         if finding.ok:
-            return (
-                False,
-                f"The answer was ended: {reason}. {before} was checked and computes right; it is the model's own",
-            )
-        return True, f"{before} computes wrongly ({finding.reason}); going on with {self.device}, from the beginning"
+            return False, f"{ended} {before} was checked and computes right: it is the model's own."
+        return True, f"{before} computes wrongly ({finding.reason}). From the beginning, on {self.device}:"
 
     def cancel(self) -> None:
         """See `ChatEngine.cancel`."""

@@ -184,3 +184,18 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the shared reference data is not beside this checkout")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_npu(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model exported for the NPU; a rehearsal runs it on the CPU."""
+    from edge.cli import _run
+    from edge.files import HOME_VARIABLE
+
+    folder = tmp_path_factory.mktemp("tiny-npu")
+    write_checkpoint(folder / "c", vocab_size=320, hidden_size=64, intermediate_size=128, head_dim=16,
+                     num_attention_heads=4)  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(HOME_VARIABLE, str(folder / "home"))
+        assert _run(["export", str(folder / "c"), str(folder / "out"), "--for", "npu"]) == 0
+    return folder / "out"

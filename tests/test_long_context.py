@@ -60,6 +60,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.model
+@pytest.mark.heavy
 def test_options_work_with_our_model(pocket_dir: Path, tmp_path: Path) -> None:
     """Sparse attention and eviction run, and do what is said: prompts read as without, or nearly, and less kept."""
     rng = random.Random(0)

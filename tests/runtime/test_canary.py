@@ -319,6 +319,7 @@ CPU_SETTINGS: list[dict[str, Any]] = [
 
 
 @pytest.mark.model
+@pytest.mark.heavy
 @pytest.mark.parametrize("properties", CPU_SETTINGS, ids=str)
 def test_the_pocket_model_passes_in_every_setting(pocket_dir: Path, properties: dict[str, Any]) -> None:
     golden = golden_of(pocket_dir)
@@ -329,6 +330,7 @@ def test_the_pocket_model_passes_in_every_setting(pocket_dir: Path, properties: 
 
 
 @pytest.mark.model
+@pytest.mark.heavy
 @pytest.mark.parametrize("layer", [0, 15])
 @pytest.mark.parametrize(
     ("name", "damage"), [DAMAGES[1], DAMAGES[4]], ids=lambda value: getattr(value, "__name__", str(value))

@@ -469,3 +469,30 @@ def test_everything_of_the_real_model_is_fused_on_both(pocket_dir: Path) -> None
     checks = {check.name: check.figures for check in Manifest.read(pocket_dir).checks}
     fused = {"rope": 60, "attention": 30}
     assert checks["fusions"] == {"layers": 30, "SDPA": fused, "PA": fused}
+
+
+def test_the_npu_is_rehearsed_over_turns_at_and_beyond_its_prompt_limit(tiny_npu: Path) -> None:
+    """A tiny model through the NPU's fixed shapes, on the CPU: below the limit, at it, over it, and a second turn."""
+    short = Sampling(temperature=0, max_new_tokens=4)
+    with Engine.load(tiny_npu, Settings("NPU", context=256, rehearse=True)) as engine:
+        assert (engine.max_prompt, engine.context_length) == (128, 256)
+
+        def filled(tokens: int) -> list[Message]:
+            text = "a b " * tokens
+            while engine.count_tokens([Message("user", text)]) > tokens:
+                text = text[:-1]
+            assert engine.count_tokens([Message("user", text)]) == tokens
+            return [Message("user", text)]
+
+        for tokens in (60, 127, 128):
+            _, _, usage = run(engine, filled(tokens), short)
+            assert usage.prompt_tokens == tokens and 1 <= usage.completion_tokens <= 4
+            assert usage.cached_tokens is None, "this road does not tell"
+        first = filled(60)
+        said = run(engine, first, short)[:2]
+        second = [*first, Message("assistant", said[0]), Message("user", "a")]
+        again = run(engine, second, short)[:2]
+        assert run(engine, second, short)[:2] == again
+        with pytest.raises(ContextError, match="129 tokens"):
+            run(engine, filled(129), short)
+        assert run(engine, first, short)[:2] == said, "after a refusal it goes on"

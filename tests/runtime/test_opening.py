@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from edge.cli import _run
 from edge.errors import DeviceError, EdgeError, ModelError, UsageError
 from edge.files import HOME_VARIABLE, home
 from edge.messages import Message, Sampling
@@ -20,7 +19,6 @@ from edge.runtime.ladder import label
 from edge.runtime.opening import open_model
 from edge.runtime.settings import Settings
 from edge.runtime.trial import Outcome
-from tests.conftest import write_checkpoint
 from tests.runtime.test_devices import laptop, write_model
 
 GPU_GUILTY, GPU_F32 = "GPU with what overflows f16 in f32", "GPU with all in f32"
@@ -290,18 +288,6 @@ def test_a_crash_on_the_cpu_that_a_trial_confirms(machine: Laptop, tmp_path: Pat
     with pytest.raises(DeviceError, match="ended in a crash"):
         machine.open("CPU")
     assert machine.tried == ["CPU"], "it does not crash this process at every second start, either"
-
-
-@pytest.fixture(scope="module")
-def tiny_npu(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model exported for the NPU; a rehearsal runs it on the CPU."""
-    folder = tmp_path_factory.mktemp("tiny-npu")
-    write_checkpoint(folder / "c", vocab_size=320, hidden_size=64, intermediate_size=128, head_dim=16,
-                     num_attention_heads=4)  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(HOME_VARIABLE, str(folder / "home"))
-        assert _run(["export", str(folder / "c"), str(folder / "out"), "--for", "npu"]) == 0
-    return folder / "out"
 
 
 class TestForReal:

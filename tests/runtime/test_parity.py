@@ -230,7 +230,7 @@ def test_the_npu_is_refused_with_a_reason(exported: tuple[Path, Path], monkeypat
 
 
 @pytest.mark.model
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_the_pocket_model_in_int4_is_as_near_as_its_export_says(
     pocket_checkpoint: Path, pocket_dir: Path, tmp_path: Path
 ) -> None:

@@ -177,7 +177,7 @@ def test_reading_twice_as_much_is_four_times_the_attention() -> None:
 
 
 @pytest.mark.model
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.skipif(sys.platform != "linux", reason="anonymous memory is told apart on Linux alone")
 @pytest.mark.parametrize("tokens", [512, 3000])
 def test_the_plan_is_what_is_held(pocket_dir: Path, tmp_path: Path, tokens: int) -> None:

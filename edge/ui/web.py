@@ -53,7 +53,7 @@ def build(engine: ChatEngine, sampling: Sampling, system: str | None) -> Any:
         analytics_enabled=False,
         flagging_mode="never",
         api_name="chat",
-        concurrency_limit=1,
+        concurrency_limit=8,  # as many as the engine makes at once; it lets others wait itself
     )
 
 

@@ -314,6 +314,15 @@ class TestProbe:
 
 
 @pytest.mark.model
+@pytest.mark.parametrize("options", [{"evict_beyond": 1024}, {"sparse": "trishape"}, {"sparse": "xattention"}], ids=str)
+def test_options_of_the_cache_take_the_shortest_prompt(pocket_dir: Path, options: dict[str, Any]) -> None:
+    """One token at the warm-up: GenAI's eviction would not take that by itself."""
+    with Engine.load(pocket_dir, Settings("CPU", **options)) as engine:
+        engine.warm_up()
+        assert "Paris" in run(engine, CAPITAL, GREEDY)[0]
+
+
+@pytest.mark.model
 class TestLoading:
     def test_warm_up_changes_no_answer(self, engine: Engine) -> None:
         before = run(engine, CAPITAL, GREEDY)[0]

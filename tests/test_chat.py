@@ -65,14 +65,17 @@ def test_an_unknown_device_names_those_there_are(pocket_dir: Path) -> None:
 
 
 def test_a_device_that_is_not_here(pocket_dir: Path) -> None:
-    done = chat(str(pocket_dir), "--device", "GPU.7", text=QUESTION)
-    assert done.returncode == 1 and "has no GPU.7" in done.stderr
+    done = chat(str(pocket_dir), "--device", "GPU.7", "--temperature", "0", text=QUESTION)
+    assert done.returncode == 0 and "Paris" in done.stdout
+    assert "GPU.7 → CPU: this machine has no GPU.7" in done.stderr
+    done = chat(str(pocket_dir), "--device", "GPU.7", "--no-fallback", text=QUESTION)
+    assert done.returncode == 1 and done.stdout == "" and "has no GPU.7" in done.stderr
 
 
 def test_a_prompt_beyond_the_context(pocket_dir: Path) -> None:
     done = chat(str(pocket_dir), text="word " * 9000)
     assert done.returncode == 1 and done.stdout == ""
-    assert "reads at most 8,191" in done.stderr
+    assert "8,191 are left for it of a context of 8,192" in done.stderr
 
 
 def test_empty_input(pocket_dir: Path) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
 from edge import golden as goldens
-from edge.errors import DeviceError, EdgeError
+from edge.errors import ContextError, DeviceError, EdgeError
 from edge.manifest import Manifest
 from edge.messages import Chunk, Message, Progress, Sampling
 from edge.runtime import canary, devices
@@ -125,7 +125,13 @@ class Guarded:
     ) -> tuple[Sequence[Message], str | None]:
         reserve = answer_reserve(engine.context_length, sampling.max_new_tokens)
         room = engine.max_prompt or engine.context_length - reserve
-        fitted = fit(messages, engine.count_tokens, room + reserve, reserve, policy=self._policy)
+        try:
+            fitted = fit(messages, engine.count_tokens, room + reserve, reserve, policy=self._policy)
+        except ContextError:
+            if engine.max_prompt is not None:
+                raise
+            # A last message that leaves less than that for the answer is better read than refused.
+            fitted = fit(messages, engine.count_tokens, engine.context_length, 1, policy=self._policy)
         more, self._dropped = fitted.dropped_turns > self._dropped, fitted.dropped_turns
         notice = dropped_sentence(fitted.dropped_turns, engine.max_prompt or engine.context_length) if more else None
         return fitted.messages, notice

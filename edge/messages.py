@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
+
+from edge.grammar import Grammar
 
 Role = Literal["system", "user", "assistant", "observation"]
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -18,6 +20,15 @@ class Message:
 
     role: Role
     content: str
+    metadata: str = ""
+    """Of an assistant's turn that calls a tool: the tool's name; `content` are its arguments then."""
+    tools: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
+    """Of a system turn: what may be called, as OpenAI's API describes it (`{"type": "function", "function": …}`), or
+    GLM-4's built-in tools by their type alone."""
+
+
+Conversation = Sequence[Message] | str
+"""What a model is asked: turns, which its chat template writes out, or a text to go on with as it stands."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +46,16 @@ class Sampling:
     seed: int | None = None
     max_new_tokens: int | None = None
     stop: tuple[str, ...] = ()
+    presence_penalty: float | None = None
+    """Taken once from the logit of every token that the answer already has."""
+    frequency_penalty: float | None = None
+    """The same for every time it has it."""
+    grammar: Grammar | None = None
+    """What the answer must look like; None: anything."""
+    log_probs: bool = False
+    """Give the log-probability of each token with it."""
+    keep_special: bool = False
+    """Leave special tokens in the text, such as the `<|assistant|>` between two calls of tools."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +71,8 @@ class Usage:
     finish_reason: FinishReason
     cached_tokens: int | None = None
     """Of the prompt, what came from the prefix cache and was not read again; None where that is not known."""
+    stop_id: int | None = None
+    """The stop token that ended the answer; None where something else did."""
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -71,3 +94,5 @@ class Chunk:
     """Something about the answer, for the person, not part of it: one line."""
     restart: bool = False
     """What came of this answer before is void; it begins again."""
+    log_probs: tuple[float, ...] = ()
+    """Of each of `token_ids`, in nats, where they were asked for."""

@@ -15,7 +15,7 @@ import edge
 from edge.cli import cli
 
 PACKAGE = Path(edge.__file__).parent
-CORE = {"errors", "manifest", "messages", "files", "npu", "infer", "golden", "precise"}
+CORE = {"errors", "manifest", "messages", "grammar", "files", "npu", "infer", "golden", "precise"}
 # room → rooms it may import, besides core and itself
 ARROWS = {
     "core": set(),

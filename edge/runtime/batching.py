@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import itertools
 import queue
 import threading
@@ -16,19 +17,24 @@ from edge.runtime.prefix import Reading
 from edge.runtime.stream import Write
 
 _STOP = object()
+_FORESEEN = 256  # tokens of an answer that room is kept for
 
 
 @dataclass
 class _Request:
     """An answer that is asked for, until it is there."""
 
-    token_ids: Any
+    token_ids: Sequence[int]
     config: Any
     write: Write
     reading: Reading
     handle: Any = None
     steps: int = 0
     """Of the pipeline's, before the first token came."""
+    resumed_at: int = 0
+    """Tokens it had when it last had to begin anew."""
+    refused: bool = False
+    """The pipeline had no room for it, though nobody else was there."""
     tokens: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     error: BaseException | None = None
@@ -41,32 +47,55 @@ class Batching:
     What is asked for joins the others at the next step and leaves when its answer ends. A step computes one token
     for each answer, or reads a piece of a prompt; between two steps an answer can be cancelled.
 
+    Where the cache has no room for one more, it waits until another ends. Most answers are shorter than they may be:
+    room is kept for a part of them. When the cache is full all the same, the pipeline drops who is in it; they go on
+    from what they had said when there is room again.
+
     Args:
-        pipeline: has `add_request`, `step` and `has_non_finished_requests`, as OpenVINO GenAI's has. Only the
-            thread of this object touches it from now on.
+        pipeline: has `add_request`, `step`, `has_non_finished_requests` and `get_metrics`, as OpenVINO GenAI's
+            has. Only the thread of this object touches it from now on.
+        tensor: a prompt as the pipeline takes it.
         finished: tells from a handle's status whether its answer is over, and whether it was refused.
         name: of the device, for messages.
+        room: tokens in the cache.
+        block: tokens that it gives away at once.
     """
 
-    def __init__(self, pipeline: Any, finished: Callable[[Any], tuple[bool, bool]], name: str) -> None:
+    def __init__(
+        self,
+        pipeline: Any,
+        tensor: Callable[[Sequence[int]], Any],
+        finished: Callable[[Any], tuple[bool, bool]],
+        name: str,
+        *,
+        room: int,
+        block: int = 32,
+    ) -> None:
         self._pipeline = pipeline
+        self._tensor = tensor
+        self._room = room
+        self._block = block
+        self._next: deque[_Request] = deque()  # asked for, but there is no room yet
         self._finished = finished
         self._name = name
         self._numbers = itertools.count()
         self._waiting: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._active: list[_Request] = []
         self._broken: BaseException | None = None
+        self._cache_share: float | None = None
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._work, name="batching", daemon=True)
         self._thread.start()
         atexit.register(self.close)  # or the interpreter ends under a step that runs
 
-    def generate(self, token_ids: Any, config: Any, write: Write, reading: Reading) -> tuple[list[int], list[float]]:
+    def generate(
+        self, token_ids: Sequence[int], config: Any, write: Write, reading: Reading
+    ) -> tuple[list[int], list[float]]:
         """Answer one prompt; returns when it is over: all its tokens and their log-probabilities, if asked for.
 
         Args:
-            token_ids: the prompt as the pipeline takes it.
-            config: the pipeline's own.
+            token_ids: the prompt.
+            config: the pipeline's own; its `max_new_tokens` is changed.
             write: gets the tokens as they come; called with none between steps, to ask whether to go on.
             reading: gets the number of steps the prompt took.
 
@@ -77,7 +106,7 @@ class Batching:
         request = _Request(token_ids, config, write, reading)
         self._waiting.put(request)
         while not request.over.wait(0.5):
-            if self._closed.is_set() and not self._thread.is_alive():
+            if not self._thread.is_alive():
                 raise _closed()
         if request.error is not None:
             raise request.error
@@ -93,30 +122,44 @@ class Batching:
 
     def _work(self) -> None:
         while True:
-            fresh = self._fresh(wait=not self._has_work())
+            self._next.extend(self._fresh(wait=not self._has_work()))
             if self._closed.is_set():
-                for request in (*self._active, *fresh):
+                for request in (*self._active, *self._next):
                     self._end(request, _closed())
                 return
-            for request in fresh:
-                self._begin(request)
             try:
+                self._admit()
                 if self._has_work():
                     self._pipeline.step()
+                    self._cache_share = self._pipeline.get_metrics().cache_usage / 100
+                for request in list(self._active):
+                    self._after_step(request)
             except Exception as error:  # of the device's: all who wait for it hear of it
                 self._fail(error)
-                continue
-            for request in list(self._active):
-                self._after_step(request)
+
+    @property
+    def cache_share(self) -> float | None:
+        """How much of the KV cache was taken after the last step, 0 to 1; None before the first."""
+        return self._cache_share
 
     def _has_work(self) -> bool:
         """Also when all who asked have gone: a cancelled answer gives back what it held in one more step."""
-        return self._broken is None and (bool(self._active) or self._pipeline.has_non_finished_requests())
+        if self._broken is not None:
+            return bool(self._next)
+        return bool(self._active or self._next) or self._pending()
+
+    def _pending(self) -> bool:
+        try:
+            return bool(self._pipeline.has_non_finished_requests())
+        except Exception as error:
+            self._broken = error
+            return False
 
     def _fail(self, error: Exception) -> None:
         for request in list(self._active):
-            request.handle.cancel()
             self._end(request, error)
+            with contextlib.suppress(Exception):  # whatever it says: the request has been told the first error
+                request.handle.cancel()
         try:
             while self._pipeline.has_non_finished_requests():
                 self._pipeline.step()
@@ -133,12 +176,32 @@ class Batching:
             except queue.Empty:
                 return [item for item in found if item is not _STOP]
 
+    def _admit(self) -> None:
+        """Begin what there is room for, in the order of asking; who has gone meanwhile is let go."""
+        for request in [each for each in self._next if not each.write(())]:
+            self._next.remove(request)
+            self._end(request, None)
+        while self._next:
+            taken = sum(map(self._need, self._active))
+            if self._active and taken + self._need(self._next[0]) > self._room:
+                return
+            self._begin(self._next.popleft())
+
+    def _need(self, request: _Request) -> int:
+        """Tokens of the cache to keep for an answer. One whose form is prescribed cannot go on in the middle."""
+        left = request.config.max_new_tokens
+        if request.config.structured_output_config is None:
+            left = min(left, _FORESEEN)
+        blocks = -(-(len(request.token_ids) + len(request.tokens) + left) // self._block) + 1
+        return blocks * self._block
+
     def _begin(self, request: _Request) -> None:
         if self._broken is not None:
             self._end(request, self._broken)
             return
+        prompt = [*request.token_ids, *request.tokens]
         try:
-            request.handle = self._pipeline.add_request(next(self._numbers), request.token_ids, request.config)
+            request.handle = self._pipeline.add_request(next(self._numbers), self._tensor(prompt), request.config)
         except Exception as error:
             self._end(request, error)
             return
@@ -146,23 +209,40 @@ class Batching:
 
     def _after_step(self, request: _Request) -> None:
         request.steps += not request.tokens
-        ids: Sequence[int] = ()
+        ids: list[int] = []
+        log_probs: list[float] = []
         while request.handle.can_read():
             for output in request.handle.read().values():
-                ids = [*ids, *output.generated_ids]
-                request.log_probs += output.generated_log_probs
+                ids += output.generated_ids
+                log_probs += output.generated_log_probs
         if ids and not request.tokens:
             request.reading.steps = request.steps if len(self._active) == 1 else None
         request.tokens += ids
-        over, refused = self._finished(request.handle.get_status())
-        going_on = request.write(ids)
-        if refused and not request.tokens:
-            self._end(request, _no_room(request.reading, self._name))
+        request.log_probs += log_probs
+        over, dropped = self._finished(request.handle.get_status())
+        going_on = request.write(ids, log_probs)
+        if dropped and going_on:
+            self._again(request)
         elif over:
             self._end(request, None)
         elif not going_on:
             request.handle.cancel()
             self._end(request, None)
+
+    def _again(self, request: _Request) -> None:
+        """The cache was full: let it go on when there is room, first of all who wait."""
+        alone = len(self._active) == 1
+        self._active.remove(request)
+        told = len(request.tokens)
+        if alone and request.refused and not told:
+            self._end(request, _no_room(request.reading, self._name))
+        elif alone and request.refused:  # the cache ends here, and so does the answer
+            self._end(request, None)
+        else:
+            request.refused = alone
+            request.config.max_new_tokens -= told - request.resumed_at
+            request.resumed_at = told
+            self._next.appendleft(request)
 
     def _end(self, request: _Request, error: BaseException | None) -> None:
         if request in self._active:

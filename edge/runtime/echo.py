@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 
-from edge.messages import Chunk, Message, Sampling
+from edge.errors import UsageError
+from edge.messages import Chunk, Conversation, Sampling
 from edge.runtime import sampling as samplings
 from edge.runtime.context import room_for_answer
 from edge.runtime.prefix import Reading
@@ -31,18 +32,25 @@ class EchoEngine:
         self.device = "CPU"
         self.context_length = context_length
         self.max_prompt: int | None = None
+        self.opens_thought = False
+        self.cache_share: float | None = None
         self._seconds_per_token = seconds_per_token
         self._prefill_seconds = prefill_seconds
         self._lock = threading.Lock()
         self._running = Running()
 
-    def stream(self, messages: Sequence[Message], sampling: Sampling) -> Generator[Chunk, None, None]:
+    def stream(self, conversation: Conversation, sampling: Sampling) -> Generator[Chunk, None, None]:
         """See `ChatEngine.stream`."""
         started = time.perf_counter()
         samplings.check(sampling)
-        prompt_tokens = self.count_tokens(messages)
+        prompt_tokens = self.count_tokens(conversation)
         room = room_for_answer(prompt_tokens, self.context_length, sampling.max_new_tokens)
-        said = [message.content for message in messages if message.role == "user"]
+        if sampling.grammar is not None or sampling.log_probs:
+            raise UsageError("echo has no model to constrain, and no log-probabilities", hint="Load a model.")
+        if isinstance(conversation, str):
+            said = [conversation]
+        else:
+            said = [message.content for message in conversation if message.role == "user"]
         tokens = [*map(ord, said[-1] if said else ""), STOP_ID][:room]
 
         def produce(write: Write) -> None:
@@ -68,9 +76,11 @@ class EchoEngine:
         """See `ChatEngine.cancel`."""
         self._running.cancel()
 
-    def count_tokens(self, messages: Sequence[Message]) -> int:
-        """Characters of all messages."""
-        return sum(len(message.content) for message in messages)
+    def count_tokens(self, conversation: Conversation) -> int:
+        """Characters of the text, or of all messages."""
+        if isinstance(conversation, str):
+            return len(conversation)
+        return sum(len(message.content) for message in conversation)
 
     def warm_up(self) -> None:
         """Nothing to warm."""

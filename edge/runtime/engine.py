@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import secrets
 import threading
 import time
@@ -10,21 +11,20 @@ from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edge.errors import DeviceError, EdgeError, ModelError, UsageError
 from edge.manifest import Manifest
-from edge.messages import Chunk, Message, Sampling
+from edge.messages import Chunk, Conversation, Message, Sampling
 from edge.npu import check_prompt
 from edge.runtime import sampling as samplings
 from edge.runtime.context import room_for_answer
 from edge.runtime.interface import Probe
 from edge.runtime.memory import return_freed_memory
-from edge.runtime.pipelines import Backend, Opened, chat_history, open_pipeline
+from edge.runtime.pipelines import Backend, Opened, constrained, open_pipeline
 from edge.runtime.plan import BLOCK
 from edge.runtime.prefix import PrefixMemory, Reading
 from edge.runtime.settings import Settings
 from edge.runtime.stream import Running, Turn, Write, stream_tokens
+from edge.runtime.template import Template
 
 
 class Engine:
@@ -43,7 +43,10 @@ class Engine:
         self._together = opened.together
         self._turn: Turn = threading.Lock() if opened.together == 1 else threading.Semaphore(opened.together)
         self._running = Running()
+        self._closing = threading.Lock()
+        self._template = Template(str(self._tokenizer.chat_template))
         self._step_tokens = opened.step_tokens
+        self._guesses = opened.guesses
         block = BLOCK.get(settings.device.partition(".")[0], 32)
         self._prefixes = PrefixMemory(block) if opened.step_tokens else None
         self.manifest = manifest
@@ -83,20 +86,20 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def stream(self, messages: Sequence[Message], sampling: Sampling) -> Generator[Chunk, None, None]:
+    def stream(self, conversation: Conversation, sampling: Sampling) -> Generator[Chunk, None, None]:
         """Answer a conversation piece by piece; see `ChatEngine.stream`.
 
         `Usage.completion_tokens` counts what the model computed: the stop token too, where it ended so.
         """
         started = time.perf_counter()
         samplings.check(sampling)
-        prompt = self.encode(messages)
-        reading = Reading(len(prompt), step_tokens=self._step_tokens)
-        config = self._config(sampling, self._room(reading.tokens, sampling.max_new_tokens))
         with self._running.begin() as cancelled:
+            prompt = self.encode(conversation)
+            reading = Reading(len(prompt), step_tokens=self._step_tokens)
+            config = self._config(sampling, self._room(reading.tokens, sampling.max_new_tokens))
             yield from stream_tokens(
                 lambda write: self._generate(prompt, config, write, reading),
-                decode=self._decode,
+                decode=functools.partial(self._decode, special=sampling.keep_special),
                 reading=reading,
                 stop_ids=self._stop_ids,
                 stop=sampling.stop,
@@ -109,9 +112,19 @@ class Engine:
         """See `ChatEngine.cancel`."""
         self._running.cancel()
 
-    def count_tokens(self, messages: Sequence[Message]) -> int:
+    def count_tokens(self, conversation: Conversation) -> int:
         """Tokens of the conversation as the model would read it; see `ChatEngine.count_tokens`."""
-        return len(self.encode(messages))
+        return len(self.encode(conversation))
+
+    @property
+    def opens_thought(self) -> bool:
+        """See `ChatEngine.opens_thought`."""
+        return self._template.opens_thought
+
+    @property
+    def cache_share(self) -> float | None:
+        """See `ChatEngine.cache_share`."""
+        return None if self._backend is None else self._backend.cache_share
 
     def warm_up(self) -> None:
         """Run one token: the plugin repacks the weights at its first inference, the longest wait of all.
@@ -121,7 +134,7 @@ class Engine:
         """
         # One token fills no block of the cache, so that later answers do not depend on this.
         with self._turn_held():
-            self._generate(self._ids("a"), self._config(Sampling(temperature=0), 1), lambda ids: True, Reading(1))
+            self._generate(self._ids("a"), self._config(Sampling(temperature=0), 1), _go_on, Reading(1))
 
     def probe(self, token_ids: Sequence[int]) -> Probe:
         """See `Probing.probe`.
@@ -134,7 +147,7 @@ class Engine:
             config.echo, config.logprobs = True, 1
         try:
             with self._turn_held():
-                tokens, log_probs = self._generate(token_ids, config, lambda ids: True, Reading(len(token_ids)))
+                tokens, log_probs = self._generate(token_ids, config, _go_on, Reading(len(token_ids)))
         except DeviceError as error:
             if "isnan" not in error.message:
                 raise
@@ -143,15 +156,15 @@ class Engine:
         return Probe(tokens[-1], given)
 
     def close(self) -> None:
-        """End what runs, wait for it, and give the memory back."""
-        self.cancel()
-        if self._backend is not None:
+        """End what runs, wait for it, and give the memory back. What is asked from now on is refused."""
+        self._running.shut()
+        with self._closing, contextlib.ExitStack() as held:
+            if self._backend is None:
+                return
             for _ in range(self._together):  # all who answer
-                self._turn.acquire()
+                held.enter_context(self._turn_held())
             self._backend.close()
             self._backend = self._tokenizer = self._defaults = None
-            for _ in range(self._together):
-                self._turn.release()
 
     @contextlib.contextmanager
     def _turn_held(self) -> Iterator[None]:
@@ -172,29 +185,43 @@ class Engine:
             raise _closed()
         return self._tokenizer
 
-    def _ids(self, text: str) -> list[int]:
-        encoded = self._open_tokenizer().encode(text, add_special_tokens=False)
+    def _ids(self, text: str, *, special: bool = False) -> list[int]:
+        encoded = self._open_tokenizer().encode(text, add_special_tokens=special)
         return [int(item) for item in encoded.input_ids.data[0]]
 
-    def encode(self, messages: Sequence[Message]) -> list[int]:
-        """The conversation as tokens; the answer's opening included.
+    def encode(self, conversation: Conversation) -> list[int]:
+        """The conversation as tokens, the answer's opening included; or a text, begun as the tokenizer begins one.
 
         The chat template writes GLM-4's `[gMASK]<sop>` itself. Encoding with special tokens would put it
         there twice.
+
+        Raises:
+            ModelError: the model has been closed, or has no chat template, or one that refuses the conversation.
+            UsageError: the text is no Unicode.
         """
-        tokenizer = self._open_tokenizer()
+        self._open_tokenizer()
+        text = conversation if isinstance(conversation, str) else self._written(conversation)
         try:
-            history = chat_history(messages)
-            prompt = tokenizer.apply_chat_template(history, add_generation_prompt=True)
-            return self._ids(prompt)
-        except Exception as error:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                f"the text holds half of a character, {text[error.start]!r}", hint="Send it as valid Unicode."
+            ) from error
+        return self._ids(text, special=isinstance(conversation, str))
+
+    def _written(self, messages: Sequence[Message]) -> str:
+        try:
+            return self._template.render(messages)
+        except EdgeError:
+            raise
+        except Exception as error:  # a template is a program
             raise ModelError(
                 f"the chat template of {self.name} cannot write this conversation: {_reason(error)}",
                 hint="Look at chat_template.jinja in the model's folder.",
             ) from error
 
-    def _decode(self, ids: Sequence[int]) -> str:
-        return str(self._open_tokenizer().decode(list(ids), skip_special_tokens=True))
+    def _decode(self, ids: Sequence[int], *, special: bool = False) -> str:
+        return str(self._open_tokenizer().decode(list(ids), skip_special_tokens=not special))
 
     def _config(self, sampling: Sampling, max_new_tokens: int) -> Any:
         """The checkpoint's own generation defaults, with what the user asked for."""
@@ -210,8 +237,19 @@ class Engine:
                 config.top_p = sampling.top_p
             if sampling.top_k is not None:
                 config.top_k = sampling.top_k or 2**31 - 1
-        if sampling.repetition_penalty is not None:
-            config.repetition_penalty = sampling.repetition_penalty
+        for name in ("repetition_penalty", "presence_penalty", "frequency_penalty"):
+            value = getattr(sampling, name)
+            if value is not None:
+                setattr(config, name, value)
+        if sampling.log_probs:
+            if self._together == 1:
+                raise UsageError(
+                    f"log-probabilities are not to be had on {self.device}", hint="Ask without them, or use the CPU."
+                )
+            config.logprobs = 1
+        if sampling.grammar is not None:
+            config.structured_output_config = constrained(sampling.grammar)
+        config.num_assistant_tokens, config.max_ngram_size = self._guesses
         # Left alone, GenAI seeds every generation with 0: each sampled answer would be the same one.
         config.rng_seed = secrets.randbits(32) if sampling.seed is None else sampling.seed
         return config
@@ -219,15 +257,12 @@ class Engine:
     def _generate(
         self, token_ids: Sequence[int], config: Any, write: Write, reading: Reading
     ) -> tuple[list[int], list[float]]:
-        import openvino
-
         if self._backend is None:
             raise _closed()
         if self._prefixes is not None:
             reading.expected = self._prefixes.expected(token_ids)
-        prompt = openvino.Tensor(np.array([token_ids], np.int64))
         try:
-            tokens, log_probs = self._backend.generate(prompt, config, write, reading)
+            tokens, log_probs = self._backend.generate(token_ids, config, write, reading)
         except EdgeError:
             raise
         except Exception as error:
@@ -256,6 +291,10 @@ def _not_loaded(error: Exception, folder: Path, device: str) -> EdgeError:
     return DeviceError(
         f"{device} cannot load {folder}: {_reason(error)}", hint="Update the device's driver, or use the CPU."
     )
+
+
+def _go_on(ids: Sequence[int], log_probs: Sequence[float] = (), /) -> bool:
+    return True
 
 
 def _closed() -> ModelError:

@@ -6,7 +6,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from edge.messages import Chunk, Message, Sampling
+from edge.messages import Chunk, Conversation, Sampling
 
 
 class ChatEngine(Protocol):
@@ -31,8 +31,16 @@ class ChatEngine(Protocol):
     def max_prompt(self) -> int | None:
         """Longest prompt, in tokens, where that is less than the context leaves room for; else None."""
 
-    def stream(self, messages: Sequence[Message], sampling: Sampling) -> Generator[Chunk, None, None]:
-        """Answer a conversation piece by piece; the last chunk carries the usage.
+    @property
+    def opens_thought(self) -> bool:
+        """Whether every answer begins in the middle of a thought, the prompt having written `<think>` (GLM-Z1)."""
+
+    @property
+    def cache_share(self) -> float | None:
+        """How much of the KV cache was taken after the last step, 0 to 1; None where that is not told."""
+
+    def stream(self, conversation: Conversation, sampling: Sampling) -> Generator[Chunk, None, None]:
+        """Answer a conversation, or go on with a text, piece by piece; the last chunk carries the usage.
 
         Closing the iterator early ends the generation, as does `cancel`.
 
@@ -45,7 +53,7 @@ class ChatEngine(Protocol):
     def cancel(self) -> None:
         """End every generation under way; their last chunks say "cancelled". Safe from any thread."""
 
-    def count_tokens(self, messages: Sequence[Message]) -> int:
+    def count_tokens(self, conversation: Conversation) -> int:
         """Tokens of the conversation as the model would read it, the opening of the answer included."""
 
     def warm_up(self) -> None:

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from edge import precise
+from edge.errors import ModelError, UsageError
 from edge.files import home
+from edge.grammar import Anything, Grammar, InTurn, JsonOf, Literally, Matching, OneOf
 from edge.manifest import Manifest
-from edge.messages import Message
 from edge.npu import npu_lengths, npu_properties
 from edge.runtime import devices
 from edge.runtime.batching import Batching
 from edge.runtime.compiled import compiled_folder
+from edge.runtime.plan import BLOCK
 from edge.runtime.prefix import Reading
 from edge.runtime.scheduling import schedule
 from edge.runtime.settings import Settings
 from edge.runtime.stream import Write
 
+LOOKED_UP, NGRAM = 5, 3
+DRAFTED = 4
 TOGETHER = 8
 """Answers at once; one more waits. Decode on two cores gains little above."""
 
@@ -27,11 +34,17 @@ TOGETHER = 8
 class Backend(Protocol):
     """What turns a prompt into tokens: a pipeline of GenAI's, and how it is asked."""
 
-    def generate(self, prompt: Any, config: Any, write: Write, reading: Reading) -> tuple[list[int], list[float]]:
+    def generate(
+        self, token_ids: Sequence[int], config: Any, write: Write, reading: Reading
+    ) -> tuple[list[int], list[float]]:
         """Answer; the answer's tokens, and log-probabilities where the config asks for them."""
 
     def close(self) -> None:
         """Let go of the pipeline."""
+
+    @property
+    def cache_share(self) -> float | None:
+        """How much of the KV cache is taken, 0 to 1; None where that is not told."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +60,9 @@ class Opened:
     together: int = 1
     """Answers that it makes at once."""
     step_tokens: int = 0
-    """Of a prompt that are read between two looks at whether to go on; 0: all, and nothing of it is kept."""
+    """Of a prompt that are read between two looks at whether to go on; 0: that is not known, nor what is kept of it."""
+    guesses: tuple[int, int] = (0, 0)
+    """Tokens that are guessed ahead and checked at once, and the longest run of tokens they are looked up by."""
 
 
 def open_pipeline(folder: Path, settings: Settings, manifest: Manifest) -> Opened:
@@ -63,38 +78,102 @@ def open_pipeline(folder: Path, settings: Settings, manifest: Manifest) -> Opene
     if settings.device == "NPU":
         max_prompt, response = _npu_lengths(settings, manifest)
         context = max_prompt + response
-    if settings.device == "NPU" or properties.get("ATTENTION_BACKEND") == "SDPA":
+    spread = len(set(devices.members(settings.device))) > 1  # continuous batching takes one device only
+    if settings.device == "NPU" or spread or properties.get("ATTENTION_BACKEND") == "SDPA":
+        _refuse_guesses(settings)
         pipeline = openvino_genai.LLMPipeline(str(source), settings.device, **properties)
-        return Opened(pipeline, InTurn(pipeline), context, max_prompt)
+        return Opened(pipeline, OneByOne(pipeline), context, max_prompt)
     properties = {name: value for name, value in properties.items() if name != "ATTENTION_BACKEND"}  # it has one
     context, values = schedule(folder, settings)
+    guesses = (0, 0)
+    if settings.prompt_lookup:
+        properties["prompt_lookup"], guesses = True, (LOOKED_UP, NGRAM)
+    elif settings.draft is not None:
+        check_draft(Path(settings.draft), folder)
+        properties["draft_model"] = openvino_genai.draft_model(settings.draft, settings.device)
+        guesses = (DRAFTED, 0)
     pipeline = openvino_genai.ContinuousBatchingPipeline(str(source), _scheduler(values), settings.device, properties)
-    step = values["max_num_batched_tokens"] if values["enable_prefix_caching"] else 0
-    return Opened(pipeline, Batching(pipeline, _outcome, settings.device), context, None, TOGETHER, step)
+    step = values["max_num_batched_tokens"] if values["enable_prefix_caching"] and guesses == (0, 0) else 0
+    block = BLOCK.get(settings.device.partition(".")[0], 32)
+    room = values["num_kv_blocks"] * block
+    backend = Batching(pipeline, _tensor, _outcome, settings.device, room=room, block=block)
+    return Opened(pipeline, backend, context, None, TOGETHER, step, guesses)
 
 
-def chat_history(messages: Sequence[Message]) -> Any:
-    """A conversation as GenAI's tokenizer takes it."""
+def constrained(grammar: Grammar) -> Any:
+    """GenAI's `StructuredOutputConfig` of a grammar."""
     import openvino_genai
 
-    return openvino_genai.ChatHistory([{"role": message.role, "content": message.content} for message in messages])
+    return openvino_genai.StructuredOutputConfig(structural_tags_config=_written(grammar))
 
 
-class InTurn:
+def _written(grammar: Grammar) -> Any:
+    from openvino_genai import StructuredOutputConfig as Config
+
+    match grammar:
+        case Literally(text):
+            return Config.ConstString(text)
+        case JsonOf(schema):
+            return Config.JSONSchema(schema)
+        case Matching(pattern):
+            return Config.Regex(pattern)
+        case Anything():
+            return Config.AnyText()
+        case InTurn(parts):
+            return Config.Concat([_written(part) for part in parts])
+        case OneOf(choices):
+            return Config.Union([_written(choice) for choice in choices])
+
+
+def check_draft(draft: Path, folder: Path) -> None:
+    """Whether one model can guess for another: both must have the same tokens.
+
+    Raises:
+        ModelError: it cannot, or is no exported model.
+    """
+    Manifest.read(draft)
+    vocabularies = [json.loads((each / "tokenizer.json").read_text(encoding="utf-8")) for each in (draft, folder)]
+    one, other = ({**v["model"]["vocab"], **{t["content"]: t["id"] for t in v["added_tokens"]}} for v in vocabularies)
+    if one != other:
+        raise ModelError(
+            f"{draft} cannot guess for {folder}: it has other tokens ({len(one):,} to {len(other):,})",
+            hint="Name a smaller model of the same family, exported by glm4-edge.",
+        )
+
+
+def _refuse_guesses(settings: Settings) -> None:
+    if settings.prompt_lookup or settings.draft is not None:
+        raise UsageError(
+            f"nothing can be guessed ahead on {settings.device}",
+            hint="Leave out --prompt-lookup and --draft, or use the CPU or one GPU.",
+        )
+
+
+def _tensor(token_ids: Sequence[int]) -> Any:
+    import openvino
+
+    return openvino.Tensor(np.array([token_ids], np.int64))
+
+
+class OneByOne:
     """GenAI's plain pipeline, one prompt after the other: what the NPU has."""
+
+    cache_share: float | None = None
 
     def __init__(self, pipeline: Any) -> None:
         self._pipeline = pipeline
 
-    def generate(self, prompt: Any, config: Any, write: Write, reading: Reading) -> tuple[list[int], list[float]]:
+    def generate(
+        self, token_ids: Sequence[int], config: Any, write: Write, reading: Reading
+    ) -> tuple[list[int], list[float]]:
         """See `Backend.generate`; log-probabilities are not to be had."""
         tokens: list[int] = []
 
-        def both(ids: Sequence[int]) -> bool:
+        def both(ids: Sequence[int], log_probs: Sequence[float] = (), /) -> bool:
             tokens.extend(ids)
             return write(ids)
 
-        self._pipeline.generate(prompt, config, _streamer(both))
+        self._pipeline.generate(_tensor(token_ids), config, _streamer(both))
         return tokens, []
 
     def close(self) -> None:

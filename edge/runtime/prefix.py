@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,16 +42,21 @@ class PrefixMemory:
 
     Args:
         block: tokens in a block: 32 on the CPU, 16 on a GPU.
+
+    Safe from any thread.
     """
 
     def __init__(self, block: int) -> None:
         self._block = block
         self._read: deque[tuple[int, ...]] = deque(maxlen=_REMEMBERED)
+        self._lock = threading.Lock()
 
     def expected(self, token_ids: Sequence[int]) -> int:
         """Tokens of this prompt that need not be read; its last one always is."""
         prompt = tuple(token_ids)
-        alike = [(len(read), _alike(prompt, read)) for read in self._read]
+        with self._lock:
+            known = list(self._read)
+        alike = [(len(read), _alike(prompt, read)) for read in known]
         whole = max((same // self._block for _, same in alike), default=0)
         ends = [
             length
@@ -66,7 +72,8 @@ class PrefixMemory:
         only as the incomplete one it was.
         """
         if not (found % self._block and len(token_ids) == (found // self._block + 1) * self._block):
-            self._read.append(tuple(token_ids))
+            with self._lock:
+                self._read.append(tuple(token_ids))
 
 
 def _alike(one: Sequence[int], other: Sequence[int]) -> int:

@@ -18,6 +18,8 @@ def check(sampling: Sampling) -> None:
     _require("top_p", sampling.top_p, lambda v: 0 < v <= 1, "above 0 and at most 1")
     _require("top_k", sampling.top_k, lambda v: 0 <= v < 2**31, "0 (off) or above")
     _require("repetition_penalty", sampling.repetition_penalty, lambda v: 0 < v <= 100, "above 0; 1 means none")
+    _require("presence_penalty", sampling.presence_penalty, lambda v: -2 <= v <= 2, "from -2 to 2; 0 means none")
+    _require("frequency_penalty", sampling.frequency_penalty, lambda v: -2 <= v <= 2, "from -2 to 2; 0 means none")
     _require("seed", sampling.seed, lambda v: 0 <= v < 2**32, "from 0 to 4,294,967,295")
     _require("max_new_tokens", sampling.max_new_tokens, lambda v: v >= 1, "1 or above")
     if "" in sampling.stop:

@@ -24,6 +24,9 @@ class Settings:
         sparse: leave out parts of the attention while a long prompt is read; costs quality.
         evict_beyond: tokens of a conversation kept in the cache; the least used above are forgotten, which
             costs quality. None keeps all.
+        prompt_lookup: guess the next tokens from where the conversation had the same ones before, and check several
+            at once: faster where the answer repeats its input.
+        draft: folder of a smaller exported model with the same tokens, which guesses ahead.
     """
 
     device: str
@@ -33,3 +36,5 @@ class Settings:
     rehearse: bool = False
     sparse: Sparse | None = None
     evict_beyond: int | None = None
+    prompt_lookup: bool = False
+    draft: str | None = None

@@ -14,8 +14,14 @@ from edge.runtime.metrics import Arrivals
 from edge.runtime.prefix import Reading
 from edge.runtime.text import TextBuffer
 
-Write = Callable[[Sequence[int]], bool]
-"""Takes the ids that have just come, which may be none; False asks the generation to end."""
+
+class Write(Protocol):
+    """Where a generation writes what has just come."""
+
+    def __call__(self, ids: Sequence[int], log_probs: Sequence[float] = (), /) -> bool:
+        """Take the ids, which may be none, and their log-probabilities where asked for; False: please end."""
+
+
 Produce = Callable[[Write], object]
 """Runs one generation to its end, calling Write on the way."""
 
@@ -63,13 +69,13 @@ def stream_tokens(
     """
     arrivals = Arrivals(started)
     text = TextBuffer(decode, stop)
-    events: queue.SimpleQueue[tuple[float, tuple[int, ...]] | BaseException | None] = queue.SimpleQueue()
+    events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
     reason: FinishReason = "cancelled"
     rest = ""
 
-    def write(ids: Sequence[int]) -> bool:
+    def write(ids: Sequence[int], log_probs: Sequence[float] = (), /) -> bool:
         if ids:
-            events.put((time.perf_counter(), tuple(ids)))
+            events.put((time.perf_counter(), tuple(ids), tuple(log_probs)))
         return not cancelled.is_set()
 
     def work() -> None:
@@ -90,26 +96,29 @@ def stream_tokens(
                 raise
             reason = "length"
             unsent: tuple[int, ...] = ()
+            unsaid: tuple[float, ...] = ()
+            stop_id = None
             while (event := _next(events, cancelled)) is not None:
                 if isinstance(event, BaseException):
                     raise event
-                at, ids = event
+                at, ids, log_probs = event
                 if cancelled.is_set():
                     break
-                ids, stopped = _until_stop(ids, stop_ids)
-                arrivals.add(at, len(ids) + stopped)
+                ids, stop_id = _until_stop(ids, stop_ids)
+                arrivals.add(at, len(ids) + (stop_id is not None))
                 piece = text.push(ids)
-                unsent += ids
+                unsent, unsaid = unsent + ids, unsaid + log_probs[: len(ids)]
                 if piece:
-                    yield Chunk(piece, token_ids=unsent)
-                    unsent = ()
-                if stopped or text.stopped:
+                    yield Chunk(piece, token_ids=unsent, log_probs=unsaid)
+                    unsent, unsaid = (), ()
+                if stop_id is not None or text.stopped:
                     reason = "stop"
                     break
             if reason != "stop" and cancelled.is_set():
                 reason = "cancelled"
             rest = text.finish()
-            yield Chunk(rest, usage=_usage(reading, arrivals, reason), token_ids=unsent)
+            usage = _usage(reading, arrivals, reason, stop_id)
+            yield Chunk(rest, usage=usage, token_ids=unsent, log_probs=unsaid)
         else:
             yield Chunk("", usage=_usage(reading, arrivals, reason))
     finally:
@@ -122,12 +131,15 @@ class Running:
     def __init__(self) -> None:
         # No lock: `cancel` may run in a signal handler, in the middle of the thread that would hold it.
         self._events: set[threading.Event] = set()
+        self._shut = False
 
     @contextlib.contextmanager
     def begin(self) -> Iterator[threading.Event]:
         """The event that cancels one stream, for as long as the stream is there."""
         event = threading.Event()
         self._events.add(event)
+        if self._shut:  # looked at after adding, so that none slips between
+            event.set()
         try:
             yield event
         finally:
@@ -138,17 +150,24 @@ class Running:
         for event in list(self._events):
             event.set()
 
+    def shut(self) -> None:
+        """Cancel them all and, from now on, those that begin."""
+        self._shut = True
+        self.cancel()
+
 
 def _acquire(lock: Turn, cancelled: threading.Event) -> bool:
-    while not lock.acquire(timeout=POLL_SECONDS):
-        if cancelled.is_set():
-            return False
-    return True
+    while not cancelled.is_set():
+        if lock.acquire(timeout=POLL_SECONDS):
+            return True
+    return False
 
 
-def _next(
-    events: queue.SimpleQueue[tuple[float, tuple[int, ...]] | BaseException | None], cancelled: threading.Event
-) -> tuple[float, tuple[int, ...]] | BaseException | None:
+_Event = tuple[float, tuple[int, ...], tuple[float, ...]] | BaseException | None
+"""When, which ids, their log-probabilities; or what went wrong; or the end."""
+
+
+def _next(events: queue.SimpleQueue[_Event], cancelled: threading.Event) -> _Event:
     while True:
         try:
             return events.get(timeout=POLL_SECONDS)
@@ -157,13 +176,13 @@ def _next(
                 return None
 
 
-def _until_stop(ids: tuple[int, ...], stop_ids: frozenset[int]) -> tuple[tuple[int, ...], bool]:
+def _until_stop(ids: tuple[int, ...], stop_ids: frozenset[int]) -> tuple[tuple[int, ...], int | None]:
     for place, token in enumerate(ids):
         if token in stop_ids:
-            return ids[:place], True
-    return ids, False
+            return ids[:place], token
+    return ids, None
 
 
-def _usage(reading: Reading, arrivals: Arrivals, reason: FinishReason) -> Usage:
+def _usage(reading: Reading, arrivals: Arrivals, reason: FinishReason, stop_id: int | None = None) -> Usage:
     times = arrivals.ttft_seconds, arrivals.tpot_seconds
-    return Usage(reading.tokens, arrivals.tokens, *times, reason, reading.cached)
+    return Usage(reading.tokens, arrivals.tokens, *times, reason, reading.cached, stop_id)

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -39,24 +40,30 @@ class Handle:
 
 
 class Pipeline:
-    """Each prompt is the number of tokens in its answer; 0 is refused. One token for each at each step."""
+    """A prompt is how long its answer is, and what there is of it; 0 is refused. One token for each at each step."""
 
     def __init__(self, *, fails_at: tuple[int, ...] = (), pause: float = 0.0) -> None:
         self.steps, self.fails_at, self.pause = 0, fails_at, pause
         self.held: list[Handle] = []
+        self.most = 0
         self.threads: set[int] = set()
 
-    def add_request(self, number: int, prompt: int, config: Any) -> Handle:
-        if prompt < 0:
+    def add_request(self, number: int, prompt: list[int], config: Any) -> Handle:
+        length, *answered = prompt
+        if length < 0:
             raise RuntimeError("no such prompt")
-        self.held.append(Handle(self, prompt))
+        self.held.append(Handle(self, length - len(answered)))
         return self.held[-1]
 
     def has_non_finished_requests(self) -> bool:
         return bool(self.held)
 
+    def get_metrics(self) -> Any:
+        return SimpleNamespace(cache_usage=50.0)
+
     def step(self) -> None:
         self.threads.add(threading.get_ident())
+        self.most = max(self.most, len(self.held))
         self.steps += 1
         time.sleep(self.pause)
         if self.steps in self.fails_at:
@@ -83,19 +90,20 @@ def made() -> Iterator[list[Batching]]:
         batching.close()
 
 
-def start(made: list[Batching], pipeline: Pipeline) -> Batching:
-    made.append(Batching(pipeline, outcome, "CPU"))
+def start(made: list[Batching], pipeline: Pipeline, room: int = 10**9) -> Batching:
+    made.append(Batching(pipeline, list, outcome, "CPU", room=room, block=1))
     return made[-1]
 
 
 def ask(batching: Batching, length: int, limit: int = 10**9) -> list[int]:
     seen: list[int] = []
 
-    def write(ids: Any) -> bool:
+    def write(ids: Any, log_probs: Any = (), /) -> bool:
         seen.extend(ids)
         return len(seen) < limit
 
-    return batching.generate(length, None, write, Reading(9))[0]
+    config = SimpleNamespace(max_new_tokens=max(length, 1), structured_output_config=None)
+    return batching.generate([length], config, write, Reading(9))[0]
 
 
 def test_answers_share_steps_and_one_thread(made: list[Batching]) -> None:
@@ -160,3 +168,52 @@ def test_an_idle_pipeline_is_left_alone(made: list[Batching]) -> None:
     steps = pipeline.steps
     time.sleep(0.2)
     assert pipeline.steps == steps
+
+
+def test_who_finds_no_room_waits_for_it(made: list[Batching]) -> None:
+    pipeline = Pipeline(pause=0.001)
+    batching = start(made, pipeline, room=50)  # an answer of 20 takes 22
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(lambda length: ask(batching, length), [20] * 6))
+    assert [len(answer) for answer in answers] == [20] * 6
+    assert pipeline.most == 2
+
+
+def test_who_waits_for_room_can_go(made: list[Batching]) -> None:
+    batching = start(made, Pipeline(pause=0.01), room=50)
+    with ThreadPoolExecutor(2) as pool:
+        long = pool.submit(ask, batching, 48)
+        time.sleep(0.1)
+        assert ask(batching, 48, limit=0) == []
+        assert len(long.result(30)) == 48
+
+
+class Crowded(Pipeline):
+    """Drops everybody at the tenth step: the cache is full."""
+
+    def step(self) -> None:
+        super().step()
+        if self.steps == 10:
+            for handle in self.held:
+                handle.status = "ignored"
+            self.held = []
+
+
+def test_who_is_dropped_goes_on_where_it_was(made: list[Batching]) -> None:
+    batching = start(made, Crowded(pause=0.005))
+    with ThreadPoolExecutor(3) as pool:
+        answers = list(pool.map(lambda length: ask(batching, length), [30, 30, 30]))
+    assert [len(answer) for answer in answers] == [30] * 3
+
+
+def test_a_pipeline_that_fails_anywhere_leaves_nobody_waiting(made: list[Batching], monkeypatch: Any) -> None:
+    batching = start(made, Pipeline())
+
+    def fails(self: Handle) -> Any:
+        raise RuntimeError("read failed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Handle, "read", fails)
+        with pytest.raises(RuntimeError, match="read failed"):
+            ask(batching, 5)
+    assert len(ask(batching, 4)) == 4

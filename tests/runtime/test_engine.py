@@ -19,7 +19,7 @@ from edge.infer import EXACT, core, infer
 from edge.manifest import Manifest
 from edge.messages import Message, Sampling, Usage
 from edge.runtime.engine import Engine
-from edge.runtime.pipelines import InTurn, Opened
+from edge.runtime.pipelines import OneByOne, Opened
 from edge.runtime.prefix import Reading
 from edge.runtime.settings import Settings
 from edge.runtime.text import TextBuffer
@@ -374,8 +374,7 @@ class FakeEncoded:
 
 
 class FakeTokenizer:
-    def apply_chat_template(self, history: Any, add_generation_prompt: bool) -> str:
-        return "prompt"
+    chat_template = "prompt"
 
     def encode(self, text: str, add_special_tokens: bool) -> FakeEncoded:
         assert add_special_tokens is False, "the template has written [gMASK]<sop> already"
@@ -414,7 +413,7 @@ def fake_engine(generate: Callable[[Any], None]) -> Engine:
         target="cpu", recipe={}, stop_ids=[1, 2, 3], stop_tokens=["a", "b", "c"], versions={}, bytes={}, checks=[],
     )  # fmt: skip
     pipeline = FakePipeline(generate)
-    return Engine(Opened(pipeline, InTurn(pipeline), 64), manifest, CPU)
+    return Engine(Opened(pipeline, OneByOne(pipeline), 64), manifest, CPU)
 
 
 @pytest.mark.parametrize("stop_id", [1, 2, 3])

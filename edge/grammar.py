@@ -1,0 +1,49 @@
+"""What an answer may look like, in pieces that a constrained decoder understands. Pure data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Literally:
+    """Exactly this text."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class JsonOf:
+    """A JSON document that fits a schema."""
+
+    schema: str
+    """JSON Schema, as JSON."""
+
+
+@dataclass(frozen=True)
+class Matching:
+    """Text that fits a regular expression, whole."""
+
+    pattern: str
+
+
+@dataclass(frozen=True)
+class Anything:
+    """Any text."""
+
+
+@dataclass(frozen=True)
+class InTurn:
+    """One after the other."""
+
+    parts: tuple[Grammar, ...]
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Any one of them."""
+
+    choices: tuple[Grammar, ...]
+
+
+Grammar = Literally | JsonOf | Matching | Anything | InTurn | OneOf

@@ -1,46 +1,60 @@
 """An engine that is minded: conversations that fit, and answers that a sound device gives.
 
 Opens a model in a way that computes rightly, drops the oldest turns of a conversation that outgrows its context, and
-looks at the tokens of every answer. What looks like a faulty device's is stopped; the device is held against the golden
-logits, and where it is at fault the model is opened in the next safer way and the question answered again.
+looks at the tokens of every answer. Where they look like a faulty device's, the device is held against the golden
+logits while all answers go on. Found sound, it is left in peace; found wrong, or lost on the way, it is left: the model
+is opened in the next way, and every answer that was under way begins again there.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import enum
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 from edge import golden as goldens
-from edge.errors import ContextError, DeviceError, EdgeError
-from edge.manifest import Manifest
-from edge.messages import Chunk, Message, Progress, Sampling
-from edge.runtime import canary, devices
+from edge.errors import DeviceError, EdgeError, ModelError
+from edge.messages import Chunk, Conversation, Progress, Sampling
+from edge.runtime import canary
+from edge.runtime.canary import Finding
 from edge.runtime.choices import Choices, Kept
-from edge.runtime.context import Policy, answer_reserve, dropped_sentence, fit
+from edge.runtime.context import Policy
 from edge.runtime.engine import Engine
-from edge.runtime.interface import ChatEngine
+from edge.runtime.fitting import fitted
+from edge.runtime.ladder import label
+from edge.runtime.minding import Answer, Blame, Held, Judge, Judgement, Open
 from edge.runtime.opening import open_model
 from edge.runtime.settings import Settings
+from edge.runtime.stream import Running
 from edge.runtime.watch import Watch
 
-Open = Callable[[], Engine]
-Judge = Callable[[Settings], "canary.Finding | None"]
-"""Holds a device against the golden logits; None where the model has none."""
+IN_PEACE = 16
+"""Answers that are not watched after one led to a device that is sound: who asks for such answers asks again."""
+_PATIENCE = 128
+"""Tokens that a suspicious answer goes on for without a verdict: it may itself take the judge's place."""
+
+
+class _Outcome(enum.Enum):
+    DONE = enum.auto()
+    LEFT = enum.auto()
+    """The engine is being left, or has been."""
+    AGAIN = enum.auto()
+    """The answer was ended for the judge's sake, and need not have been."""
 
 
 class Guarded:
-    """A `ChatEngine` around another, which it may replace.
+    """A `ChatEngine` around another, which it may replace. Any number of threads may ask it.
 
     Args:
         engine: loaded.
         reopen: opens the model again, in the best way that is known by now.
-        judge: called with nothing loaded.
-        blame: told that settings compute wrongly, and how it showed.
+        judge: called while the engine may be answering.
+        blame: told of each way that is left.
         policy: "trim" drops the oldest turns of what does not fit; "refuse" raises a ContextError.
-        late_check: a quick check that has yet to be made; `warm_up` makes it.
+        fallback: take the next way where the device fails in the middle of an answer; without it that is raised.
+        late_check: a quick check that has yet to be made: by `warm_up`, or beside the first answer.
     """
 
     def __init__(
@@ -48,144 +62,237 @@ class Guarded:
         engine: Engine,
         reopen: Open,
         judge: Judge,
-        blame: Callable[[Settings, canary.Finding], None],
+        blame: Blame,
         *,
         policy: Policy = "trim",
-        late_check: Callable[[Engine], canary.Finding] | None = None,
+        fallback: bool = True,
+        late_check: Judge | None = None,
     ) -> None:
-        self._engine = engine
-        self._reopen = reopen
+        self._held = Held(engine, reopen, blame)
         self._judge = judge
-        self._blame = blame
         self._policy: Policy = policy
+        self._fallback = fallback
         self._late_check = late_check
-        self._sound: set[str] = set()
-        self._dropped = 0
-        self._changing = threading.Lock()
+        self._running = Running()
+        self._lock = threading.Lock()  # of what follows
+        self._judgement: Judgement | None = None
+        self._in_peace = 0
 
     @property
     def name(self) -> str:
         """See `ChatEngine.name`."""
-        return self._engine.name
+        return self._held.engine.name
 
     @property
     def device(self) -> str:
         """See `ChatEngine.device`; with what was made safer, and whether it is a rehearsal."""
-        from edge.runtime.ladder import label
-
-        return label(self._engine.settings)
+        return label(self._held.engine.settings)
 
     @property
     def settings(self) -> Settings:
         """How the model is loaded now."""
-        return self._engine.settings
+        return self._held.engine.settings
 
     @property
     def context_length(self) -> int:
         """See `ChatEngine.context_length`."""
-        return self._engine.context_length
+        return self._held.engine.context_length
 
     @property
     def max_prompt(self) -> int | None:
         """See `ChatEngine.max_prompt`."""
-        return self._engine.max_prompt
+        return self._held.engine.max_prompt
 
-    def stream(self, messages: Sequence[Message], sampling: Sampling) -> Generator[Chunk, None, None]:
-        """See `ChatEngine.stream`. Of what was dropped and what was changed, chunks with a notice tell."""
-        reason = yield from self._once(messages, sampling)
-        if reason is None:
-            return
-        blamed, notice = self._mind(reason)
-        if not blamed:
-            yield Chunk("", notice=notice)
-            return
-        yield Chunk("", notice=notice, restart=True)
-        reason = yield from self._once(messages, sampling)
-        if reason is not None:
-            yield Chunk("", notice=f"The answer was ended: again {reason}.")
+    def stream(self, conversation: Conversation, sampling: Sampling) -> Generator[Chunk, None, None]:
+        """See `ChatEngine.stream`. Of what was dropped and what was changed, chunks with a notice tell.
 
-    def _once(self, messages: Sequence[Message], sampling: Sampling) -> Generator[Chunk, None, str | None]:
-        """One attempt; returns what is wrong with its tokens, if they look like a faulty device's."""
-        engine = self._engine
-        kept, notice = self._fitted(engine, messages, sampling)
-        if notice is not None:
-            yield Chunk("", notice=notice)
-        watch = Watch(engine.encode(kept))
-        with contextlib.closing(engine.stream(kept, sampling)) as chunks:
-            for chunk in chunks:
-                reason = watch.push(chunk.token_ids)
-                if reason is not None and _way(engine.settings) not in self._sound:
-                    yield Chunk(chunk.text, token_ids=chunk.token_ids)
-                    return reason
-                yield chunk
-        return None
-
-    def _fitted(
-        self, engine: ChatEngine, messages: Sequence[Message], sampling: Sampling
-    ) -> tuple[Sequence[Message], str | None]:
-        reserve = answer_reserve(engine.context_length, sampling.max_new_tokens)
-        room = engine.max_prompt or engine.context_length - reserve
-        try:
-            fitted = fit(messages, engine.count_tokens, room + reserve, reserve, policy=self._policy)
-        except ContextError:
-            if engine.max_prompt is not None:
-                raise
-            # A last message that leaves less than that for the answer is better read than refused.
-            fitted = fit(messages, engine.count_tokens, engine.context_length, 1, policy=self._policy)
-        more, self._dropped = fitted.dropped_turns > self._dropped, fitted.dropped_turns
-        notice = dropped_sentence(fitted.dropped_turns, engine.max_prompt or engine.context_length) if more else None
-        return fitted.messages, notice
-
-    def _mind(self, reason: str) -> tuple[bool, str]:
-        """Find out whose fault it is; with the device at fault the model is opened anew. And what to say of it."""
-        with self._changing:
-            engine = self._engine
-            before = engine.device
-            engine.close()  # a second copy of a large model has no room beside it
-            finding = self._judge(engine.settings)
-            if finding is not None and not finding.ok:
-                self._blame(engine.settings, finding)
-            else:
-                self._sound.add(_way(engine.settings))
-            self._engine = self._reopen()
-        ended = f"The answer was ended: {reason}."
-        if finding is None:
-            return False, f"{ended} Whether {before} is at fault cannot be checked: the model has no golden logits."
-        if finding.ok:
-            return False, f"{ended} {before} was checked and computes right: it is the model's own."
-        return True, f"{before} computes wrongly ({finding.reason}). From the beginning, on {self.device}:"
-
-    def cancel(self) -> None:
-        """See `ChatEngine.cancel`."""
-        self._engine.cancel()
-
-    def count_tokens(self, messages: Sequence[Message]) -> int:
-        """See `ChatEngine.count_tokens`."""
-        return self._engine.count_tokens(messages)
-
-    def warm_up(self) -> None:
-        """See `ChatEngine.warm_up`; makes the check that the opening left for now.
+        What follows a chunk with `restart` takes the place of what came before it.
 
         Raises:
-            DeviceError: the device failed, or computes wrongly.
+            EdgeError: also why the model could not be opened again, where the device had to be left.
         """
-        if self._late_check is None:
-            self._engine.warm_up()
+        with self._running.begin() as cancelled:
+            answer = Answer(cancelled, watched=not self._left_in_peace())
+            engine = self._held.usable(cancelled)
+            if engine is not None:
+                self._begin_late_check(engine)
+                if self._held.untold:
+                    self._held.untold = False
+                    yield Chunk("", notice=f"{self._held.why}. It goes on on {self.device}.")
+            while engine is not None:
+                outcome = yield from self._once(engine, answer, conversation, sampling)
+                if outcome is _Outcome.DONE:
+                    return
+                before, engine = engine, self._held.usable(cancelled)
+                if engine is before:
+                    notice = f"{self.device} was checked and computes right. From the beginning:"
+                    yield Chunk("", notice=notice, restart=True)
+                elif engine is not None:
+                    self._held.untold = False
+                    yield Chunk("", notice=f"{self._held.why}. From the beginning, on {self.device}:", restart=True)
+            yield answer.ended()
+
+    def _once(
+        self, engine: Engine, answer: Answer, conversation: Conversation, sampling: Sampling
+    ) -> Generator[Chunk, None, _Outcome]:
+        """One attempt on one engine."""
+        try:
+            return (yield from self._attempt(engine, answer, conversation, sampling))
+        except EdgeError as error:
+            if self._held.closed:
+                raise
+            if self._held.left(engine):
+                return _Outcome.LEFT
+            if not isinstance(error, DeviceError) or answer.restarted or not self._fallback:
+                raise
+            answer.restarted = True
+            self._held.leave(engine, Finding(False, error.message, {}), error.message, wrong=False)
+            return _Outcome.LEFT
+
+    def _attempt(
+        self, engine: Engine, answer: Answer, conversation: Conversation, sampling: Sampling
+    ) -> Generator[Chunk, None, _Outcome]:
+        kept, notice = fitted(engine, conversation, sampling, self._policy)
+        if notice is not None and notice != answer.dropped:
+            answer.dropped = notice
+            yield Chunk("", notice=notice)
+        ids = engine.encode(kept)
+        answer.begin(len(ids))
+        watch = Watch(ids) if answer.watched else None
+        suspicion, since, last = None, 0, None
+        with contextlib.closing(engine.stream(kept, sampling)) as chunks:
+            for chunk in chunks:
+                answer.tokens += len(chunk.token_ids)
+                reason = watch.push(chunk.token_ids) if watch is not None else None
+                if reason is not None and self._begin_judgement(engine):
+                    suspicion, since = reason, answer.tokens
+                if chunk.usage is not None:
+                    last = chunk
+                    break
+                judgement = self._judgement_of(engine)
+                if judgement is not None and judgement.wrong is not None:
+                    break
+                if suspicion is not None and judgement is not None and not judgement.sound:
+                    patience = 0 if engine.settings.device == "NPU" else _PATIENCE  # that answers one at a time
+                    if judgement.over.is_set() or answer.tokens - since >= patience:
+                        break
+                yield chunk
+        # From here on the answer's place is free, which the judge may have been waiting for.
+        if answer.cancelled.is_set():
+            yield last or answer.ended()
+            return _Outcome.DONE
+        return (yield from self._verdict(engine, answer, last, suspicion))
+
+    def _verdict(
+        self, engine: Engine, answer: Answer, last: Chunk | None, suspicion: str | None
+    ) -> Generator[Chunk, None, _Outcome]:
+        """An answer has ended, by itself (with `last`) or for the judge; what becomes of it."""
+        if self._held.left(engine) and (last is None or last.usage is None or last.usage.finish_reason == "cancelled"):
+            return _Outcome.LEFT
+        judgement = self._judgement_of(engine)
+        if judgement is not None:
+            known = judgement.wait(answer.cancelled)
+            if known and judgement.error is not None:
+                raise judgement.error
+            if known and self._held.left(engine):
+                return _Outcome.LEFT
+            if known and judgement.wrong is not None:
+                before, reason = label(engine.settings), judgement.wrong.reason
+                if not answer.restarted:
+                    answer.restarted = True
+                    self._held.leave(engine, judgement.wrong, f"{before} computes wrongly ({reason})", wrong=True)
+                    return _Outcome.LEFT
+                yield Chunk("", notice=f"The answer was ended: {before} computes wrongly, too ({reason}).")
+                last = None
+            elif known and last is None and judgement.sound:
+                answer.watched = False
+                return _Outcome.AGAIN
+            elif known and last is None:
+                yield Chunk(
+                    "",
+                    notice=f"The answer was ended: {suspicion}. Whether {label(engine.settings)} is at fault cannot be "
+                    "checked: the model has no golden logits.",
+                )
+        yield last or answer.ended()
+        return _Outcome.DONE
+
+    def _left_in_peace(self) -> bool:
+        """Whether an answer that begins now is not watched."""
+        with self._lock:
+            peace = self._in_peace > 0
+            self._in_peace -= peace
+        return peace
+
+    def _begin_judgement(self, engine: Engine) -> bool:
+        """Whether the engine is being judged now, or has been found wrong."""
+
+        def judged(finding: Finding | None) -> None:
+            if finding is not None and finding.ok:
+                self._in_peace = IN_PEACE
+
+        with self._lock:
+            if self._held.left(engine) or self._in_peace:
+                return False
+            if self._judgement is None or self._judgement.over.is_set() or self._judgement.late:
+                self._judgement = Judgement(engine, self._judge, judged)
+                self._judgement.start()
+            return True
+
+    def _begin_late_check(self, engine: Engine) -> Judgement | None:
+        """The check that the opening left for later, begun now; None where it has been."""
+        with self._lock:
+            late, self._late_check = self._late_check, None
+            if late is None or self._held.left(engine):
+                return None
+            self._judgement = Judgement(engine, late, lambda finding: None, late=True)
+            self._judgement.start()
+            return self._judgement
+
+    def _judgement_of(self, engine: Engine) -> Judgement | None:
+        judgement = self._judgement
+        return judgement if judgement is not None and judgement.engine is engine else None
+
+    def cancel(self) -> None:
+        """See `ChatEngine.cancel`. Answers that wait for a judge or for another engine end at once, too."""
+        self._running.cancel()
+        self._held.engine.cancel()
+
+    def count_tokens(self, conversation: Conversation) -> int:
+        """See `ChatEngine.count_tokens`."""
+        while True:
+            engine = self._held.usable(threading.Event())
+            assert engine is not None
+            try:
+                return engine.count_tokens(conversation)
+            except ModelError:
+                if self._held.closed or not self._held.left(engine):
+                    raise
+
+    def warm_up(self) -> None:
+        """See `ChatEngine.warm_up`; makes the check that the opening left for now, and replaces what does not pass.
+
+        Raises:
+            EdgeError: the device failed, or computes wrongly and there is no other.
+        """
+        never = threading.Event()
+        engine = self._held.usable(never)
+        assert engine is not None
+        late = self._begin_late_check(engine)
+        if late is None:
+            engine.warm_up()
             return
-        check, self._late_check = self._late_check, None
-        engine = self._engine
-        finding = check(engine)
-        if not finding.ok:
-            self._blame(engine.settings, finding)
-            engine.close()
-            raise DeviceError(
-                f"{self.device} computes wrongly: {finding.reason}",
-                hint="It was right before: glm4-edge verify says whether the model's files are damaged.",
-            )
+        late.wait(never)
+        if late.error is not None:
+            raise late.error
+        if late.wrong is not None:
+            why = f"{label(engine.settings)} computes wrongly ({late.wrong.reason})"
+            self._held.leave(engine, late.wrong, why, wrong=True)
+            self._held.usable(never)
 
     def close(self) -> None:
-        """See `ChatEngine.close`."""
-        self._engine.close()
+        """See `ChatEngine.close`. An engine that is just being opened is waited for, and closed."""
+        self._running.cancel()
+        self._held.close()
 
     def __enter__(self) -> Guarded:
         return self
@@ -205,26 +312,29 @@ def open_guarded(
 ) -> Guarded:
     """Open an exported model on a device that computes it rightly, and mind it.
 
-    On the CPU numbers that were right at the last start are looked at while the user types, else before anything.
+    On the CPU numbers that were right at the last start are looked at later (`Guarded.warm_up`), else before anything.
 
     Raises:
         EdgeError: see `open_model`.
     """
-    manifest = Manifest.read(folder)
     golden = goldens.read(folder)
     choices = Choices()
-    late: list[Callable[[Engine], canary.Finding]] = []
+    late: Judge | None = None
+    first = True
 
-    def look(engine: Engine) -> canary.Finding:
+    def judge(engine: Engine) -> Finding | None:
+        return None if golden is None else canary.quick(engine, golden, golden.lengths)
+
+    def check(engine: Engine) -> Finding:
+        nonlocal late
         assert golden is not None
-        return canary.quick(engine, golden)
-
-    def check(engine: Engine) -> canary.Finding:
+        if not first:  # something has failed: more is looked at, and at once
+            return canary.quick(engine, golden, golden.lengths)
         kept = choices.get(folder, engine.settings)
         if engine.settings.device == "CPU" and kept is not None and kept.ok and kept.checked:
-            late.append(look)
-            return canary.Finding(True, None, kept.figures)
-        return look(engine)
+            late = lambda engine: canary.quick(engine, golden)  # noqa: E731
+            return Finding(True, None, kept.figures)
+        return canary.quick(engine, golden)
 
     def opened() -> Engine:
         return open_model(
@@ -232,22 +342,10 @@ def open_guarded(
             choices=choices,
         )  # fmt: skip
 
-    def judge(settings: Settings) -> canary.Finding | None:
-        if golden is None:
-            return None
-        try:
-            properties = {**devices.default_properties(settings.device, manifest), **settings.properties}
-            whole = dataclasses.replace(settings, properties=properties)
-            return canary.thorough(folder, whole, golden, progress)
-        except EdgeError as error:
-            return canary.Finding(False, error.message, {})
-
-    def blame(settings: Settings, finding: canary.Finding) -> None:
-        choices.keep(folder, settings, Kept(False, finding.reason, loaded=True, checked=True, figures=finding.figures))
+    def blame(settings: Settings, finding: Finding, wrong: bool) -> None:
+        kept = Kept(False, finding.reason, loaded=wrong, checked=wrong, figures=finding.figures, lasting=wrong)
+        choices.keep(folder, settings, kept)
 
     engine = opened()
-    return Guarded(engine, opened, judge, blame, policy=policy, late_check=late[0] if late else None)
-
-
-def _way(settings: Settings) -> str:
-    return repr(settings)
+    first = False
+    return Guarded(engine, opened, judge, blame, policy=policy, fallback=fallback, late_check=late)

@@ -1,16 +1,17 @@
 """Garbage seen while it is generated: one token for ever ("GGGG", "!!!!"), or a few in a circle. Pure.
 
 A device that computes wrongly says one thing again and again, and never stops. Honest texts repeat, too: rules of
-dashes, tables, rows of zeros, blank lines, somebody's "write it a hundred times". So only long runs count, longer
-ones where the prompt holds the token, and only short circles: a model that loops over a sentence is a poor model on a
-sound device. Measured over honest texts (`tests/runtime/test_watch.py`), nothing comes near half of these lengths.
+dashes, tables, lists of a hundred zeros, somebody's "write it two hundred times". So only long runs count, longer ones
+where the prompt holds the token, and only short circles: a model that loops over a sentence is a poor model on a sound
+device. What is said here is a suspicion, no verdict: the device is looked at while the answer goes on. Measured over
+honest texts (`tests/runtime/test_watch.py`), nothing comes near a quarter of these lengths.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-RUN = 128
+RUN = 512
 """Tokens in a row, of one kind or of a few in a circle, that are garbage."""
 _ASKED = 4  # times that, where the prompt ends with the token: it may have been asked for
 _RECENT = 1024  # tokens of the prompt's end that are looked at

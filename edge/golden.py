@@ -6,12 +6,14 @@ device is the device, its driver or a damaged file, and not the compression.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edge import manifest
 from edge.errors import ModelError
 
 if TYPE_CHECKING:
@@ -21,8 +23,9 @@ FILE_NAME = "golden.safetensors"
 FORMAT = "1"
 
 # On both sides of the sizes in which plugins work: vectors, tiles, blocks of the cache, groups. Some faults show at
-# single lengths only. All far below the NPU's default limit of a prompt.
-LENGTHS = (1, 2, 9, 15, 16, 17, 32, 33, 64, 65, 128, 129)
+# single lengths only. The last is read in several steps on a CPU, in several chunks on an NPU. All are far below the NPU's
+# default limit of a prompt.
+LENGTHS = (1, 2, 9, 15, 16, 17, 32, 33, 64, 65, 128, 129, 321)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,8 +71,11 @@ def known_log_probs(logits: NDArray[np.float32], tokens: NDArray[np.int64]) -> N
     return found
 
 
-def write(golden: Golden, folder: Path) -> None:
-    """Put the golden logits into the exported model's folder."""
+def write(golden: Golden, folder: Path) -> str:
+    """Put the golden logits into the exported model's folder; returns the file's SHA-256.
+
+    The export keeps that in edge.json, among the figures of its check.
+    """
     from safetensors.numpy import save_file
 
     tensors = {
@@ -78,13 +84,15 @@ def write(golden: Golden, folder: Path) -> None:
     }  # fmt: skip
     whole = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     save_file(whole, folder / FILE_NAME, {"format": FORMAT})
+    return hashlib.sha256((folder / FILE_NAME).read_bytes()).hexdigest()
 
 
 def read(folder: Path) -> Golden | None:
     """The golden logits of an exported model; None where it has none: older exports, and those of other programs.
 
     Raises:
-        ModelError: the file is damaged, or of a newer version.
+        ModelError: the file is damaged, another model's, or of a newer version. Whoever holds a device against it can
+            rely on finite numbers, on lengths that begin with those of `LENGTHS`, and on ids in the vocabulary.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -107,4 +115,27 @@ def read(folder: Path) -> Golden | None:
     shapes = (tensors["log_probs"].shape, tensors["logits"].shape[:1], lengths[-1:])
     if shapes != ((len(ids) - 1,), (len(lengths),), (len(ids),)):
         raise ModelError(f"{path} is damaged (its parts do not fit each other)", hint="Export the model again.")
+    damage = _damage(path, Golden(ids, tensors["log_probs"], lengths, tensors["logits"]))
+    if damage is not None:
+        raise ModelError(f"{path} is damaged ({damage})", hint="Export the model again.")
     return Golden(ids, tensors["log_probs"], lengths, tensors["logits"])
+
+
+def _damage(path: Path, found: Golden) -> str | None:
+    """What cannot be, of a file whose parts fit each other."""
+    if found.lengths != LENGTHS[: len(found.lengths)]:
+        return f"its prompts have {', '.join(map(str, found.lengths))} tokens"
+    if not (np.isfinite(found.logits).all() and np.isfinite(found.log_probs).all()):
+        return "some of its numbers are none"
+    vocabulary = found.logits.shape[1]
+    if found.token_ids.min() < 0 or found.token_ids.max() >= vocabulary:
+        return f"a token's id is outside the vocabulary of {vocabulary:,}"
+    if not (path.parent / manifest.FILE_NAME).is_file():
+        return None
+    made = manifest.Manifest.read(path.parent)
+    if made.architecture.vocab_size != vocabulary:
+        return f"it is another model's: of {vocabulary:,} entries, not {made.architecture.vocab_size:,}"
+    told = next((check.figures.get("sha256") for check in made.checks if check.name == "golden"), None)
+    if told is not None and hashlib.sha256(path.read_bytes()).hexdigest() != told:
+        return "it is not what the export wrote"
+    return None

@@ -23,8 +23,11 @@ def canary(folder: Path, device: str, rehearse: bool, as_json: bool) -> None:
     """Hold what a device says of a known text against the exported model in DIR, and end with 0 if it is right.
 
     An export keeps golden logits: what its own bits say of a text after prompts of several lengths, in exact
-    arithmetic. The device reads the same prompts, at once and one token after the other, and its logits are compared:
-    KL divergence, the next token, the largest error, and whether they are numbers at all.
+    arithmetic. The device reads the same prompts, on the pipeline that answers, and what it says is compared: the next
+    token, how far that lies below the right one, and the probabilities of the text's own tokens, in nats. On the NPU,
+    whose pipeline does not tell them, whole logits are compared, read at once and one token after the other.
+
+    On a GPU or an NPU that happens in a process of its own, which a driver may crash.
 
     \b
     Examples:
@@ -36,8 +39,9 @@ def canary(folder: Path, device: str, rehearse: bool, as_json: bool) -> None:
     from edge.errors import DeviceError, ModelError
     from edge.manifest import Manifest
     from edge.runtime import devices
-    from edge.runtime.canary import thorough
+    from edge.runtime.canary import Finding, thorough
     from edge.runtime.settings import Settings
+    from edge.runtime.trial import run
 
     folder = folder.expanduser()
     made = Manifest.read(folder)
@@ -50,9 +54,16 @@ def canary(folder: Path, device: str, rehearse: bool, as_json: bool) -> None:
             f"{folder} was exported for {made.target}, and the NPU cannot run that",
             hint="Export the model again with --for npu, or choose another device.",
         )
-    settings = Settings(resolved, devices.default_properties(resolved, made), rehearse=rehearse)
+    settings = Settings(resolved, rehearse=rehearse)
     with progress_lines() as progress:
-        finding = thorough(folder, settings, golden, progress)
+        if resolved == "CPU" or rehearse:
+            finding = thorough(folder, settings, golden, progress)
+        else:
+            outcome = run(folder, settings, task="canary", progress=progress)
+            if outcome.error is not None:
+                raise outcome.error
+            assert outcome.told is not None
+            finding = Finding(**outcome.told)
     if as_json:
         click.echo(json.dumps({"folder": str(folder), "ok": finding.ok, "reason": finding.reason, **finding.figures}))
     else:
@@ -73,13 +84,28 @@ def _where(finding: Finding) -> str:
 
 
 def _table(finding: Finding) -> str:
-    """Figures by length for a person: each prompt read at once, then token by token."""
+    """Figures by length for a person."""
+    verdict = f"{_where(finding)}: " + ("right" if finding.ok else f"WRONG: {finding.reason}")
+    if "by_length" in finding.figures:
+        rows = [
+            f"{row['length']:>6} {'same' if row['same_token'] else 'other':>10} {_nats(row['token_gap']):>11} "
+            f"{_nats(row['mean_error']):>11}"
+            for row in finding.figures["by_length"]
+        ]
+        above = f"{'':>6} {'':>10} {'nats below':>11} {'nats off':>11}"
+        heads = f"{'tokens':>6} {'next token':>10} {'the right':>11} {'in the text':>11}"
+        return "\n".join([above, heads, *rows, verdict])
     columns = f"{'KL':>9} {'top 1':>6} {'max error':>10}"
     lines = [f"{'':>6}  {'read at once':^27}  {'token by token':^27}", f"{'tokens':>6}  {columns}  {columns}"]
-    for once, steps in zip(finding.figures["at_once"], finding.figures["one_by_one"], strict=True):
-        lines.append(f"{once['length']:>6}  {_cells(once)}  {_cells(steps)}")
-    lines.append(f"{_where(finding)}: " + ("right" if finding.ok else f"WRONG: {finding.reason}"))
-    return "\n".join(lines)
+    steps = {row["length"]: row for row in finding.figures["one_by_one"]}
+    for once in finding.figures["at_once"]:
+        one = steps.get(once["length"])
+        lines.append(f"{once['length']:>6}  {_cells(once)}" + (f"  {_cells(one)}" if one else ""))
+    return "\n".join([*lines, verdict])
+
+
+def _nats(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2g}"
 
 
 def _cells(reading: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ from edge.errors import ModelError, UsageError
 from edge.report import progress_lines, say, summary
 
 if TYPE_CHECKING:
+    from edge.runtime.context import Policy
     from edge.runtime.guarded import Guarded
     from edge.runtime.settings import Sparse
 
@@ -63,6 +64,13 @@ def _sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.IntRange(min=128),
             metavar="TOKENS",
             help="Forget the least used tokens above so many: less memory, and worse.",
+        ),
+        click.option(
+            "--overflow",
+            type=click.Choice(["trim", "refuse"]),
+            default="trim",
+            show_default=True,
+            help="Of a conversation that outgrows the context: drop the oldest turns, or refuse the question.",
         ),
         click.option("--yes", is_flag=True, help="Export a model that is not exported yet without asking."),
     )
@@ -146,7 +154,7 @@ def _taken(options: dict[str, Any], kind: type) -> dict[str, Any]:
 @contextmanager
 def _loaded(
     model: str, *, read: Callable[[], str | None], device: str, no_fallback: bool, rehearse: bool, context: int | None,
-    kv_precision: str | None, sparse: Sparse | None, evict_beyond: int | None, yes: bool,
+    kv_precision: str | None, sparse: Sparse | None, evict_beyond: int | None, overflow: Policy, yes: bool,
 ) -> Iterator[tuple[Guarded, str | None]]:  # fmt: skip
     """The model on the device, and the piped prompt if there is one: bad input is met before the loading."""
     from edge.npu import REHEARSED
@@ -171,7 +179,7 @@ def _loaded(
     from edge.runtime.guarded import open_guarded
 
     with progress_lines() as progress:
-        engine = open_guarded(folder, wanted, fallback=not no_fallback, say=say, progress=progress)
+        engine = open_guarded(folder, wanted, fallback=not no_fallback, policy=overflow, say=say, progress=progress)
     with engine:
         yield engine, prompt
 

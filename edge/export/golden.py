@@ -43,13 +43,14 @@ def keep_golden(folder: Path, spec: GlmSpec, tokenizer: Any, progress: Progress)
     """Compute the golden logits of the IR in `folder`, put them beside it, and check them."""
     model_file = folder / MODEL_FILE
     kept = compute(model_file, spec, token_ids(tokenizer, spec.context_length), progress)
-    golden.write(kept, folder)
-    return check_golden(model_file, kept)
+    digest = golden.write(kept, folder)
+    check = check_golden(model_file, kept)
+    return check.model_copy(update={"figures": {**check.figures, "sha256": digest}})
 
 
 def token_ids(tokenizer: Any, context_length: int) -> NDArray[np.int64]:
     """The golden text: what the tokenizer puts before any text, and held-out text, as much as the model reads."""
-    length = min(golden.LENGTHS[-1], context_length - 1)
+    length = max(length for length in golden.LENGTHS if length < context_length)
     opening = list(tokenizer.encode(""))
     text = calibration_samples(tokenizer, count=1, length=golden.LENGTHS[-1], held_out=True)[0]
     return np.array((opening + text)[:length], np.int64)

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import psutil
 from pydantic import AwareDatetime, TypeAdapter, ValidationError
 
+from edge import golden
 from edge.errors import OutputError
 from edge.files import home, write_text
 from edge.manifest import FILE_NAME, MODEL_FILE
@@ -96,7 +97,9 @@ def key(folder: Path, settings: Settings, ask: devices.Ask = devices.ask) -> Key
 def ir_digest(folder: Path) -> str:
     """Tells one exported model from another, and from itself after a change, without reading gigabytes."""
     parts = [(folder / FILE_NAME).read_bytes()]
-    for path in (folder / MODEL_FILE, (folder / MODEL_FILE).with_suffix(".bin")):
+    for path in (folder / MODEL_FILE, (folder / MODEL_FILE).with_suffix(".bin"), folder / golden.FILE_NAME):
+        if path.name == golden.FILE_NAME and not path.is_file():  # other programs' exports have none
+            continue
         known = path.stat()
         parts.append(f"{path.name} {known.st_size} {known.st_mtime_ns}".encode())
     return digest(b"\n".join(parts))
@@ -134,7 +137,8 @@ class Choices:
     def keep(self, folder: Path, settings: Settings, kept: Kept) -> None:
         """Write it down. A cache that cannot be written only costs the next start its time."""
         own = key(folder, settings, self._ask)
-        content = dataclasses.asdict(_File(1, str(folder), own, kept))
+        content = dataclasses.asdict(_File(1, str(folder.absolute()), own, kept))
+        self._prune(folder.absolute(), own.ir)
         with contextlib.suppress(OutputError):
             write_text(self._folder / f"{own.name}.json", json.dumps(content, indent=2, default=str) + "\n")
 
@@ -191,8 +195,18 @@ class Choices:
     def _path(self, folder: Path, settings: Settings) -> Path:
         return self._folder / f"{key(folder, settings, self._ask).name}.json"
 
+    def _prune(self, folder: Path, ir: str) -> None:
+        """Delete what can never count again: of models that are gone, of what was in `folder` before, and damaged."""
+        for path in self._folder.glob("*.json"):
+            found = _read(path)
+            of = Path(found.folder) if found is not None else None
+            if found is None or of is None or not (of / MODEL_FILE).is_file() or (of == folder and found.key.ir != ir):
+                with contextlib.suppress(OSError):  # Windows, where another process reads it
+                    path.unlink()
+
     def _counts(self, kept: Kept) -> bool:
-        return kept.ok or kept.lasting or self._now() - kept.when < _PASSING
+        # A clock that was wrong may have dated it in the future.
+        return kept.ok or kept.lasting or abs(self._now() - kept.when) < _PASSING
 
 
 def _read(path: Path) -> _File | None:

@@ -33,7 +33,8 @@ def compiled_folder(folder: Path, settings: Settings, ask: devices.Ask = devices
     folder = folder.expanduser().resolve()
     # Only what the compiler sees: the NPU's shapes are its own, the rest is decided after compiling.
     context = settings.context if settings.device == "NPU" else None
-    key = choices.key(folder, dataclasses.replace(settings, context=context, sparse=None, evict_beyond=None), ask)
+    compiled = dataclasses.replace(settings, context=context, sparse=None, evict_beyond=None, prefix_cache=True)
+    key = choices.key(folder, compiled, ask)
     place = home() / "compiled" / choices.digest(str(folder))
     device = settings.device.replace(":", "-").replace(",", "-") + ("-rehearsed" if settings.rehearse else "")
     wanted = place / f"{device}.{key.ir}.{key.name}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -11,9 +12,10 @@ from typing import Any
 import psutil
 
 from edge import npu
-from edge.errors import DeviceError
+from edge.errors import DeviceError, ModelError
 from edge.manifest import MODEL_FILE, Manifest
 from edge.runtime import plan as plans
+from edge.runtime.machine import Sight, look
 
 AUTO = "AUTO"
 _PLACE = r"(CPU|GPU(\.\d+)?|NPU)"
@@ -24,17 +26,27 @@ Ask = Callable[[str, str], Any]
 """A property of a device; None where it does not tell."""
 
 
-def available() -> list[str]:
-    """The devices OpenVINO finds on this machine, such as CPU, GPU.0, GPU.1, NPU."""
-    from edge.infer import core
+@functools.cache
+def sight() -> Sight:
+    """What OpenVINO sees, asked once in a process of its own: to list devices is to start every driver there is."""
+    return look()
 
-    return list(core().available_devices)
+
+def available() -> list[str]:
+    """The devices OpenVINO finds on this machine, such as CPU, GPU.0, GPU.1, NPU; the CPU where it cannot be asked."""
+    return list(sight().devices) or ["CPU"]
 
 
 def ask(device: str, name: str) -> Any:
     """A property of a device's plugin, or None where it has none such."""
     from edge.infer import core
 
+    place = device.partition(".")[0]
+    fact = {"FULL_DEVICE_NAME": "name", f"{place}_DRIVER_VERSION": "driver"}.get(name)
+    if fact is not None and place != "CPU":  # known already, without a driver in this process
+        seen = sight().devices
+        found = seen.get(device) or next((facts for each, facts in seen.items() if each.startswith(place)), {})
+        return found.get(fact)
     try:
         return core().get_property(device, name)
     except RuntimeError:
@@ -92,8 +104,10 @@ def require(device: str, present: Sequence[str]) -> None:
     """
     for member in members(device):
         if not has(present, member):
+            fault = sight().fault
             raise DeviceError(
-                f"this machine has no {member} that OpenVINO can use; it has {', '.join(present) or 'none'}",
+                f"this machine has no {member} that OpenVINO can use; it has {', '.join(present) or 'none'}"
+                + (f" ({fault})" if fault else ""),
                 hint="Choose one of those, or install the device's driver; `glm4-edge devices` says what is known.",
             )
 
@@ -137,9 +151,26 @@ def illegal(device: str, manifest: Manifest, folder: Path | None = None) -> str 
         return f"the model was exported for {manifest.target}, and the NPU's compiler does not take that"
     if folder is None:
         return None
+    return npu.refusal(npu.recipe_notes(readable(folder)))
+
+
+def readable(folder: Path) -> Any:
+    """The IR of an exported model, an `ov.Model`, whose weights are only mapped.
+
+    Raises:
+        ModelError: its files are damaged.
+    """
     from edge.infer import core
 
-    return npu.refusal(npu.recipe_notes(core().read_model(folder / MODEL_FILE)))
+    try:
+        return core().read_model(folder / MODEL_FILE)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()]
+        said = [line for line in lines if line and not line.startswith(("Exception from", "Check "))]
+        raise ModelError(
+            f"{folder / MODEL_FILE} is damaged ({said[-1] if said else 'OpenVINO cannot read it'})",
+            hint="Export the model again.",
+        ) from error
 
 
 def identity(device: str, ask: Ask = ask) -> str:
@@ -233,21 +264,15 @@ def _driver(device: str, ask: Ask) -> str | None:
 
 
 def _absence(device: str) -> str:
-    """What OpenVINO's plugin says when a device that it does not list is asked for its name."""
-    from edge.infer import core
-
-    try:
-        core().get_property(device, "DEVICE_TYPE")
-    except RuntimeError as error:
-        told = str(error)
-    else:
+    """What OpenVINO's plugin said when it was asked for a device that it does not list."""
+    told = sight().fault or sight().reasons.get(device)
+    if told is None:
         return "OpenVINO does not list it"
     if "libOpenCL" in told or "OpenCL.dll" in told:
         return "OpenCL is not installed here, which comes with the GPU's driver"
     if "No available" in told or "no supported devices" in told.lower() or "OCL devices" in told:
         return f"no {device}, or no driver for it"
-    lines = [line.strip() for line in told.splitlines()]
-    return next((line for line in lines if line and not line.startswith("Exception from")), "OpenVINO gives no reason")
+    return told
 
 
 def _number(value: Any) -> int | None:

@@ -103,6 +103,16 @@ class Guarded:
         """See `ChatEngine.max_prompt`."""
         return self._held.engine.max_prompt
 
+    @property
+    def opens_thought(self) -> bool:
+        """See `ChatEngine.opens_thought`."""
+        return self._held.engine.opens_thought
+
+    @property
+    def cache_share(self) -> float | None:
+        """See `ChatEngine.cache_share`."""
+        return self._held.engine.cache_share
+
     def stream(self, conversation: Conversation, sampling: Sampling) -> Generator[Chunk, None, None]:
         """See `ChatEngine.stream`. Of what was dropped and what was changed, chunks with a notice tell.
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _OF_THE_DEVICE = (DeviceError, ModelError, ResourceError)
 """Faults that another device may not have; others are the user's to mend."""
+_DRIVER = "Update the device's driver, or choose another device."
+_DAMAGED = "glm4-edge verify says whether the model's files are damaged; then export the model again."
 
 
 class Finding(Protocol):
@@ -76,7 +78,7 @@ def open_model(
         illegal: see `devices.illegal`.
 
     Raises:
-        ModelError: the folder holds no exported model.
+        ModelError: the folder holds no exported model, or a damaged one.
         DeviceError: no way works; says why of each. Where there is but one, its own error is raised.
         UsageError: the device does not take the wanted properties.
     """
@@ -85,7 +87,7 @@ def open_model(
     ways = ladder.candidates(
         wanted,
         manifest,
-        list(present()),
+        ["CPU"] if wanted.device == "CPU" else list(present()),
         fallback=fallback,
         kept=lambda settings: _known_failure(known, folder, settings),
         illegal=lambda device: illegal(device, manifest, folder),
@@ -118,6 +120,8 @@ class _Way:
                 self.say(f"{before} → {here}: {why or known}")
             try:
                 return self._open(settings)
+            except _DamagedError:
+                raise
             except _OF_THE_DEVICE as error:
                 if ladder.gives_up(settings, loaded=isinstance(error, _WrongNumbersError)):
                     given_up.add(settings.device)
@@ -141,6 +145,8 @@ class _Way:
                 figures = self._checked(engine, settings)
         except _OF_THE_DEVICE as error:
             loaded = isinstance(error, _WrongNumbersError)
+            if not loaded:
+                self._not_the_files_fault()
             lasting = loaded or isinstance(error, _CrashedError)
             self.choices.keep(self.folder, settings, Kept(False, error.message, loaded=loaded, lasting=lasting))
             raise
@@ -148,6 +154,13 @@ class _Way:
             kept = Kept(True, checked=figures is not None, figures=dict(figures or {}))
             self.choices.keep(self.folder, settings, kept)
         return engine
+
+    def _not_the_files_fault(self) -> None:
+        """A damaged file is to be held against no device."""
+        try:
+            devices.readable(self.folder)
+        except ModelError as error:
+            raise _DamagedError(error.message, hint=error.hint) from error
 
     def _try(self, settings: Settings) -> None:
         outcome = self.trial(self.folder, settings, progress=self.progress)
@@ -168,12 +181,16 @@ class _Way:
             if not finding.ok:
                 raise _WrongNumbersError(
                     f"{here} computes wrongly: {finding.reason or 'no reason given'}",
-                    hint="Update the device's driver, or choose another device.",
+                    hint=_DAMAGED if settings.device == "CPU" else _DRIVER,
                 )
         except BaseException:
             engine.close()
             raise
         return finding.figures
+
+
+class _DamagedError(ModelError):
+    """The model's own files are at fault."""
 
 
 class _WrongNumbersError(DeviceError):

@@ -280,8 +280,9 @@ def cache_for(made: Plan, shape: Shape) -> int:
 
 
 def scheduler(
-    device: str, blocks: int, *, sparse: Sparse | None = None, evict_beyond: int | None = None
-) -> dict[str, Any]:
+    device: str, blocks: int, *, sparse: Sparse | None = None, evict_beyond: int | None = None,
+    prefix_cache: bool = True,
+) -> dict[str, Any]:  # fmt: skip
     """`SchedulerConfig` as plain values; a dict within stands for the config object of that name.
 
     Eviction and the prefix cache exclude each other: each layer then has blocks of its own, of which GenAI loses count
@@ -294,7 +295,7 @@ def scheduler(
     values: dict[str, Any] = {
         "num_kv_blocks": blocks,
         "max_num_batched_tokens": blocks * BLOCK.get(place, 32) if whole else STEP_TOKENS.get(place, 1024),
-        "enable_prefix_caching": evict_beyond is None and not whole,
+        "enable_prefix_caching": prefix_cache and evict_beyond is None and not whole,
     }
     if sparse is not None:
         values["use_sparse_attention"] = True

@@ -44,4 +44,7 @@ def schedule(folder: Path, settings: Settings) -> tuple[int, dict[str, Any]]:
             hint=f"glm4-edge plan {folder} --context {context} says what would have to change.",
         )
     blocks = plans.cache_for(made, shape)
-    return context, plans.scheduler(settings.device, blocks, sparse=settings.sparse, evict_beyond=settings.evict_beyond)
+    return context, plans.scheduler(
+        settings.device, blocks, sparse=settings.sparse, evict_beyond=settings.evict_beyond,
+        prefix_cache=settings.prefix_cache,
+    )  # fmt: skip

@@ -27,6 +27,7 @@ class Settings:
         prompt_lookup: guess the next tokens from where the conversation had the same ones before, and check several
             at once: faster where the answer repeats its input.
         draft: folder of a smaller exported model with the same tokens, which guesses ahead.
+        prefix_cache: what was read of a prompt serves the next that begins alike (CPU and GPU).
     """
 
     device: str
@@ -38,3 +39,4 @@ class Settings:
     evict_beyond: int | None = None
     prompt_lookup: bool = False
     draft: str | None = None
+    prefix_cache: bool = True

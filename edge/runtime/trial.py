@@ -3,6 +3,8 @@
 Compilers of devices do not always refuse what they cannot do: some call abort, some hang, some take all memory. What
 they compile is kept on disk (`compiled`), so that the loading that follows is fast.
 
+A task of another kind, the thorough canary, is run there in the same way.
+
 Run as a module it is the child: settings come on standard input, the answer goes to standard output.
 """
 
@@ -20,7 +22,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import edge
 from edge import errors
@@ -31,8 +33,10 @@ from edge.runtime.settings import Settings
 
 TIMEOUT_SECONDS = 900.0
 """A 9B model takes minutes to compile for an NPU."""
+Task = Literal["load", "canary"]
 COMMAND = (sys.executable, "-m", "edge.runtime.trial")
 _ANSWER = "glm4-edge trial: "  # compilers write to standard output, too
+_KILLED_SECONDS = 5.0  # a driver may hold even what was killed
 _POLL_SECONDS = 0.1  # on Windows a blocked wait does not see Ctrl-C
 _ERROR_BITS = 0x0001 | 0x0002  # of Windows: no dialog for a fault, SEM_FAILCRITICALERRORS and SEM_NOGPFAULTERRORBOX
 _NO_MEMORY = {-9, 137, 0xC0000017, 0xC000012D}  # SIGKILL, as a shell has it; Windows: no memory, commit limit
@@ -52,6 +56,7 @@ class Outcome:
         seconds: how long it took.
         error: where it failed, what to raise.
         lasting: whether it would fail again tomorrow: a crash would, a want of memory may not.
+        told: what the task found.
     """
 
     ok: bool
@@ -59,6 +64,7 @@ class Outcome:
     seconds: float
     error: EdgeError | None = None
     lasting: bool = False
+    told: dict[str, Any] | None = None
 
 
 def run(
@@ -66,25 +72,28 @@ def run(
     settings: Settings,
     timeout: float = TIMEOUT_SECONDS,
     *,
+    task: Task = "load",
     progress: Progress = lambda stage, done, total: None,
     command: Sequence[str] = COMMAND,
 ) -> Outcome:
-    """Load `folder` with `settings` in a child process, run one token, and say how that ended.
+    """Do a task with `folder` and `settings` in a child process, and say how that ended.
 
     The child ends when this process does, however that ends.
 
     Args:
         timeout: seconds after which the child is killed.
+        task: "load": load the model and run one token; "canary": `canary.thorough`.
         command: the child.
     """
     started = time.monotonic()
     asked = dataclasses.asdict(dataclasses.replace(settings, properties=dict(settings.properties)))
-    question = json.dumps({"folder": str(folder.expanduser().resolve()), "settings": asked})
+    question = json.dumps({"folder": str(folder.expanduser().resolve()), "settings": asked, "task": task})
     code, out, said = _child(command, question, started + timeout, lambda: progress(_stage(settings), 0, 0))
     seconds = time.monotonic() - started
     answer = _answer(out)
     if answer is not None and answer.get("ok") is True:
-        return Outcome(True, f"{settings.device} loaded the model and gave a token", seconds)
+        sentence = f"{settings.device} loaded the model and gave a token"
+        return Outcome(True, sentence, seconds, told=answer.get("told"))
     if answer is not None and "error" in answer:
         error = _rebuilt(answer["error"])
         return Outcome(False, error.message, seconds, error)
@@ -129,12 +138,16 @@ def _child(
                 except subprocess.TimeoutExpired:
                     if time.monotonic() >= deadline:
                         process.kill()
-                        out, said = process.communicate()
+                        try:
+                            out, said = process.communicate(timeout=_KILLED_SECONDS)
+                        except subprocess.TimeoutExpired as held:
+                            out, said = held.stdout or b"", held.stderr or b""
                         return None, _text(out), _text(said)
         finally:
             if process.poll() is None:
                 process.kill()
-                process.wait()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(_KILLED_SECONDS)
     finally:
         os.close(writing)
 
@@ -191,8 +204,8 @@ def main() -> None:
     asked = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        _load(Path(asked["folder"]), Settings(**asked["settings"]))
-        answer: dict[str, Any] = {"ok": True}
+        told = _TASKS[asked["task"]](Path(asked["folder"]), Settings(**asked["settings"]))
+        answer: dict[str, Any] = {"ok": True, "told": told}
     except EdgeError as error:
         answer = {"error": [type(error).__name__, error.message, error.hint]}
     print(_ANSWER + json.dumps(answer), file=answers, flush=True)
@@ -210,6 +223,21 @@ def _load(folder: Path, settings: Settings) -> None:
 
     with Engine.load(folder, settings) as engine:
         engine.warm_up()
+
+
+def _canary(folder: Path, settings: Settings) -> dict[str, Any]:
+    from edge import golden as goldens
+    from edge.runtime import canary
+
+    golden = goldens.read(folder)
+    assert golden is not None
+    return dataclasses.asdict(canary.thorough(folder, settings, golden))
+
+
+_TASKS: dict[str, Callable[[Path, Settings], dict[str, Any] | None]] = {
+    "load": lambda folder, settings: _load(folder, settings),
+    "canary": lambda folder, settings: _canary(folder, settings),
+}
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -46,6 +47,11 @@ def build(engine: ChatEngine, sampling: Sampling, system: str | None) -> Any:
         except EdgeError as error:
             raise gradio.Error(str(error), duration=None, print_exception=False) from error
 
+    def warm_up() -> None:
+        with contextlib.suppress(EdgeError):  # the first answer meets the same fault, and says it
+            engine.warm_up()
+
+    threading.Thread(target=warm_up, name="warm-up").start()  # while the visitor types
     return gradio.ChatInterface(
         answer,
         title="glm4-edge",

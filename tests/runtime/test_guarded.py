@@ -66,7 +66,7 @@ class Told:
 
 
 class Working(Told):
-    """The real streaming, 8 answers at once; says what `tokens` gives for a question, a token in a tenth of a millisecond."""
+    """The real streaming, 8 answers at once; says what `tokens` gives for a question, 10 tokens a millisecond."""
 
     def __init__(
         self, device: str, tokens: Callable[[str], Sequence[int]], *, lost: threading.Event | None = None,

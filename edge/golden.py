@@ -23,8 +23,8 @@ FILE_NAME = "golden.safetensors"
 FORMAT = "1"
 
 # On both sides of the sizes in which plugins work: vectors, tiles, blocks of the cache, groups. Some faults show at
-# single lengths only. The last is read in several steps on a CPU, in several chunks on an NPU. All are far below the NPU's
-# default limit of a prompt.
+# single lengths only. The last is read in several steps on a CPU, in several chunks on an NPU. All are far below the
+# NPU's default limit of a prompt.
 LENGTHS = (1, 2, 9, 15, 16, 17, 32, 33, 64, 65, 128, 129, 321)
 
 

@@ -133,7 +133,7 @@ class Guarded:
                 outcome = yield from self._once(engine, answer, conversation, sampling)
                 if outcome is _Outcome.DONE:
                     return
-                before, engine = engine, self._held.usable(cancelled)
+                before, engine = engine, self._held.usable(cancelled, again=False)
                 if engine is before:
                     notice = f"{self.device} was checked and computes right. From the beginning:"
                     yield Chunk("", notice=notice, restart=True)

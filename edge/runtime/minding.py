@@ -131,13 +131,14 @@ class Held:
         self._lock = threading.Lock()  # held for moments
         self._change: _Change | None = None  # None: the engine is there to be asked
 
-    def usable(self, cancelled: threading.Event) -> Engine | None:
+    def usable(self, cancelled: threading.Event, *, again: bool = True) -> Engine | None:
         """The engine, as soon as there is one to be asked; None if that is no longer wanted.
 
-        Where the last opening failed, it is tried again: the reason may have passed.
+        Args:
+            again: where the last opening failed, try it again; the reason may have passed.
 
         Raises:
-            EdgeError: it failed while this waited; or there is to be no engine any more.
+            EdgeError: it failed, while this waited or before; or there is to be no engine any more.
         """
         while not cancelled.is_set():
             with self._lock:
@@ -146,7 +147,7 @@ class Held:
                 change = self._change
                 if change is None:
                     return self.engine
-                if change.over.is_set():
+                if again and change.over.is_set():
                     change = self._change = _Change(change.why, self._open)
                     change.start()
             change.wait(cancelled)

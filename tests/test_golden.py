@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ from safetensors.numpy import load_file, save_file
 
 from edge import golden
 from edge.errors import ModelError
+from edge.manifest import Check
+from tests.runtime.test_devices import manifest
 
 LENGTHS = (1, 2, 9)
 
@@ -59,4 +62,52 @@ def test_damage_is_told(kept: golden.Golden, tmp_path: Path) -> None:
         golden.read(tmp_path)
     save_file({**tensors, "log_probs": tensors["log_probs"][:-1]}, path, {"format": golden.FORMAT})
     with pytest.raises(ModelError, match="do not fit"):
+        golden.read(tmp_path)
+
+
+def changed(tensor: np.ndarray, place: int, value: float) -> np.ndarray:
+    tensor = tensor.copy()
+    tensor.reshape(-1)[place] = value
+    return tensor
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("logits", lambda tensor: changed(tensor, 7, np.nan), "numbers are none"),
+        ("log_probs", lambda tensor: changed(tensor, 0, np.inf), "numbers are none"),
+        ("token_ids", lambda tensor: changed(tensor, 3, 10**7), "outside the vocabulary of 50"),
+        ("token_ids", lambda tensor: changed(tensor, 0, -5), "outside the vocabulary of 50"),
+        ("lengths", lambda tensor: np.array([0, 2, 9]), "prompts have 0, 2, 9 tokens"),
+        ("lengths", lambda tensor: np.array([2, 1, 9]), "prompts have 2, 1, 9 tokens"),
+        ("lengths", lambda tensor: np.array([2, 7, 9]), "prompts have 2, 7, 9 tokens"),
+    ],
+)
+def test_what_no_export_writes_is_damage(
+    name: str, change: Callable[[np.ndarray], np.ndarray], said: str, kept: golden.Golden, tmp_path: Path
+) -> None:
+    """Held against a device, it would be taken for the device's fault."""
+    golden.write(kept, tmp_path)
+    path = tmp_path / golden.FILE_NAME
+    tensors = load_file(path)
+    save_file({**tensors, name: change(tensors[name])}, path, {"format": golden.FORMAT})
+    with pytest.raises(ModelError, match=said) as caught:
+        golden.read(tmp_path)
+    assert caught.value.hint == "Export the model again."
+
+
+def test_it_is_what_the_export_wrote_and_this_models(kept: golden.Golden, tmp_path: Path) -> None:
+    digest = golden.write(kept, tmp_path)
+    check = Check(name="golden", passed=True, figures={"sha256": digest})
+    made = manifest(checks=[check])
+    made.model_copy(update={"architecture": made.architecture.model_copy(update={"vocab_size": 50})}).write(tmp_path)
+    assert golden.read(tmp_path) is not None
+    path = tmp_path / golden.FILE_NAME
+    flipped = bytearray(path.read_bytes())
+    flipped[-5] ^= 0x40
+    path.write_bytes(flipped)
+    with pytest.raises(ModelError, match="not what the export wrote"):
+        golden.read(tmp_path)
+    made.model_copy(update={"architecture": made.architecture.model_copy(update={"vocab_size": 51})}).write(tmp_path)
+    with pytest.raises(ModelError, match="another model's: of 50 entries, not 51"):
         golden.read(tmp_path)

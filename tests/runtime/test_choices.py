@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from datetime import datetime, timedelta, timezone
@@ -14,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
+from edge import golden
 from edge.runtime import choices as keeping
 from edge.runtime.choices import Choices, Kept
 from edge.runtime.settings import Settings
@@ -96,6 +98,21 @@ def test_a_passing_failure_is_forgotten_after_a_day(model: Path, tmp_path: Path)
     assert now.get(model, GPU) is not None and later.get(model, GPU) is None
     now.keep(model, GPU, WRONG)
     assert later.get(model, GPU) is not None
+    ahead = datetime.now(timezone.utc) + timedelta(days=400)
+    now.keep(model, GPU, Kept(False, "no memory", lasting=False, when=ahead))
+    assert now.get(model, GPU) is None, "a clock that went wrong once must not count for ever"
+
+
+def test_what_can_never_count_again_is_deleted(choices: Choices, model: Path, tmp_path: Path) -> None:
+    gone = write_model(tmp_path / "gone")
+    for folder in (gone, model):
+        choices.keep(folder, GPU, WRONG)
+    (tmp_path / "choices" / "damaged.json").write_text("{")
+    shutil.rmtree(gone)
+    (model / golden.FILE_NAME).write_bytes(b"golden logits")
+    assert choices.get(model, GPU) is None, "the golden logits are a part of what was found out"
+    choices.keep(model, GPU, WRONG)
+    assert len(list((tmp_path / "choices").glob("*.json"))) == 1 and choices.get(model, GPU) is not None
 
 
 def test_a_cache_that_cannot_be_written_does_no_harm(model: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from edge.errors import ContextError, DeviceError, EdgeError, MissingExtraError, ModelError
 from edge.runtime import trial
+from edge.runtime.canary import Finding
 from edge.runtime.settings import Settings
 
 GPU = Settings("GPU")
@@ -78,6 +79,29 @@ def test_a_hang_ends_at_the_limit() -> None:
     outcome = run(around("import time\ndef load(*asked): time.sleep(600)"), timeout=1)
     assert not outcome.ok and not outcome.lasting and "was not done in 1 seconds" in outcome.sentence
     assert time.monotonic() - started < 30
+
+
+def test_what_holds_the_pipes_after_the_kill_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver's helper that the child started, or a child that the system cannot end."""
+    monkeypatch.setattr(trial, "_KILLED_SECONDS", 0.5)
+    helper = (
+        "import subprocess, sys, time\ndef load(*asked):\n"
+        "    helper = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+    )
+    code = around(f"{helper}    open({str(tmp_path / 'pid')!r}, 'w').write(str(helper.pid))\n    time.sleep(600)")
+    started = time.monotonic()
+    outcome = run(code, timeout=5)
+    assert "was not done in 5 seconds" in outcome.sentence and time.monotonic() - started < 30
+    psutil.Process(int((tmp_path / "pid").read_text())).kill()
+
+
+def test_the_canary_crashes_in_a_child_too(tiny_npu: Path) -> None:
+    outcome = trial.run(tiny_npu, Settings("CPU"), 300, task="canary")
+    assert outcome.ok and outcome.told is not None and outcome.told["ok"], outcome
+    assert Finding(**outcome.told).figures["device"] == "CPU"
+    crash = "import os\nfrom edge.runtime import trial\ntrial._canary = lambda *asked: os.abort()\ntrial.main()\n"
+    outcome = trial.run(tiny_npu, GPU, 300, task="canary", command=child(crash))
+    assert not outcome.ok and isinstance(outcome.error, DeviceError) and outcome.lasting
 
 
 def test_a_fault_of_the_familys_own_comes_back_whole() -> None:

@@ -28,26 +28,26 @@ def first(ids: Iterable[int], watch: Watch) -> tuple[int, str] | None:
 
 def test_one_token_for_ever_is_told_once() -> None:
     watch = Watch([5, 6])
-    found = first([1, 2, 3] + [7] * 500, watch)
+    found = first([1, 2, 3] + [7] * 1000, watch)
     assert found == (3 + RUN, f"the answer repeats one token (7) {RUN} times in a row")
     assert watch.push([7] * 500) is None
 
 
 @pytest.mark.parametrize("circle", [[7, 8], [7, 8, 9], [7, 7, 8, 9]])
 def test_a_short_circle_is_told(circle: list[int]) -> None:
-    found = first([1, 2] + circle * 200, Watch())
+    found = first([1, 2] + circle * 400, Watch())
     assert found is not None and found[0] == 2 + RUN
     assert f"circle of {len(circle)} tokens" in found[1]
 
 
 def test_pieces_of_any_size_come_to_the_same() -> None:
-    ids = [1, 2, 3] + [7, 8] * 200
+    ids = [1, 2, 3] + [7, 8] * 400
     assert Watch().push(ids) == first(ids, Watch())[1]  # type: ignore[index]
 
 
 def test_what_the_prompt_holds_may_be_repeated_longer() -> None:
     """Somebody asked to write it two hundred times."""
-    assert first([7] * 400, Watch([1, 7, 2])) is None
+    assert first([7] * 3 * RUN, Watch([1, 7, 2])) is None
     assert first([7] * 4 * RUN, Watch([1, 7, 2])) is not None
     assert first([7, 8] * RUN, Watch([7] + [1] * 2000)) is not None, "it stands too far back"
 
@@ -62,8 +62,19 @@ RULES = ("-" * 80 + "\n" + "=" * 120 + "\n" + "\n" * 30 + " " * 100 + "x\n" + "#
 CODE = "weights = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]\n" * 4 + "\treturn 1e-9 * 100000000000000000000\n"
 
 
+ASKED = (
+    "zeros = [" + "0, " * 100 + "0]",
+    "[" + "null, " * 80 + "null]",
+    "!" * 200,
+    "yes " * 150,
+    'shellcode = b"' + "\\x90" * 64 + '"',
+    "buffalo " * 100,
+)
+"""Somebody's answers to "write a list of one hundred zeros" and the like."""
+
+
 def texts() -> Iterable[str]:
-    yield from (TABLE, RULES, CODE)
+    yield from (TABLE, RULES, CODE, *ASKED)
     yield from (Path(str(module.__file__)).read_text(encoding="utf-8") for module in (ipaddress, pickletools))
     yield from (path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("*.md")))
     yield from (path.read_text(encoding="utf-8") for path in sorted((ROOT / "edge").rglob("*.py")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from edge.cli import _run
+from edge.errors import ModelError
 from edge.files import HOME_VARIABLE
 from tests.conftest import write_checkpoint
 
@@ -139,6 +141,23 @@ def test_in_a_terminal_the_export_is_offered(answer: str, tmp_path: Path, monkey
     assert child.wait(timeout=60) == (0 if answer == "y" else 1)
     assert (tmp_path / "home" / "models").exists() == (answer == "y")
     os.close(ours)
+
+
+@pytest.mark.parametrize(("options", "policy"), [([], "trim"), (["--overflow", "refuse"], "refuse")])
+def test_a_conversation_that_outgrows_its_context_may_be_refused(
+    options: list[str], policy: str, tiny_npu: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edge.runtime import guarded
+
+    taken: list[str] = []
+
+    def opened(*asked: object, **more: object) -> guarded.Guarded:
+        taken.append(str(more["policy"]))
+        raise ModelError("enough", hint="That is all.")
+
+    monkeypatch.setattr(guarded, "open_guarded", opened)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"Why?")))
+    assert _run(["chat", str(tiny_npu), *options]) == 1 and taken == [policy]
 
 
 def test_no_checkpoint_behind_the_name(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
@@ -13,6 +14,7 @@ import pytest
 from edge.errors import DeviceError
 from edge.manifest import FORMAT, Architecture, Manifest, Source
 from edge.runtime import devices
+from edge.runtime.machine import Sight, look
 
 
 def manifest(**changes: Any) -> Manifest:
@@ -165,6 +167,38 @@ class TestWithAModel:
         found = described(folder, ["CPU", "GPU"])
         assert "it needs 0.1 GB of memory, of 0.1 GB" in str(found["GPU"].why_not)
         assert found["CPU"].why_not is None and "are free" in str(found["CPU"].remark)
+
+
+def test_devices_are_listed_in_a_process_of_its_own_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver that ends the process that asks ends no other; then there is the CPU, and it is said why."""
+    asked: list[int] = []
+
+    def crashing() -> Sight:
+        asked.append(1)
+        return look((sys.executable, "-c", "import os; os.abort()"))
+
+    monkeypatch.setattr(devices, "look", crashing)
+    devices.sight.cache_clear()
+    try:
+        assert devices.available() == ["CPU"] == devices.available()
+        with pytest.raises(
+            DeviceError, match=r"no GPU .* it has CPU \(listing OpenVINO's devices ended with exit code"
+        ):
+            devices.require("GPU", devices.available())
+        assert "exit code" in str({facts.device: facts for facts in devices.describe()}["NPU"].absent)
+        assert devices.identity("GPU") == "GPU" and asked == [1]
+    finally:
+        devices.sight.cache_clear()
+
+
+def test_name_and_driver_are_known_without_a_driver_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    from edge import infer
+
+    seen = {"CPU": {"name": "x"}, "GPU.0": {"name": "Arc", "driver": "32.0"}, "GPU.1": {"name": "Other"}}
+    monkeypatch.setattr(devices, "sight", lambda: Sight(seen))
+    monkeypatch.setattr(infer, "core", lambda: pytest.fail("it starts the driver"))
+    assert devices.identity("GPU") == "Arc, driver 32.0" == devices.identity("GPU.0")
+    assert devices.identity("GPU.1") == "Other" and devices.available() == ["CPU", "GPU.0", "GPU.1"]
 
 
 def test_this_machine_has_a_cpu() -> None:

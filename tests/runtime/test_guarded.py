@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from edge import golden as goldens
 from edge.errors import ContextError, DeviceError, ModelError, ResourceError
+from edge.files import HOME_VARIABLE
 from edge.messages import Chunk, Conversation, Message, Sampling, Usage
+from edge.runtime import canary
 from edge.runtime.canary import Finding
-from edge.runtime.guarded import IN_PEACE, Guarded
+from edge.runtime.choices import Choices
+from edge.runtime.guarded import IN_PEACE, Guarded, open_guarded
 from edge.runtime.prefix import Reading
 from edge.runtime.settings import Settings
 from edge.runtime.stream import Running, stream_tokens
@@ -509,3 +515,68 @@ def test_the_terminal_tells_a_notice_beside_the_answer(capsys: pytest.CaptureFix
     out, err = capsys.readouterr()
     assert out.endswith("Because.\n") and "computes wrongly" in err
     assert "4 tokens; how many of them were kept from before is not known here" in err
+
+
+class TestOpened:
+    """A tiny model, opened as the commands open it."""
+
+    @pytest.fixture(autouse=True)
+    def home(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "home"))
+
+    @pytest.fixture
+    def looks(self, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+        """How many prompts each quick check was to read."""
+        looks: list[int] = []
+        real = canary.quick
+
+        def counted(engine: Any, golden: Any, lengths: Sequence[int] = canary.QUICK) -> Finding:
+            looks.append(len(lengths))
+            return real(engine, golden, lengths)
+
+        monkeypatch.setattr(canary, "quick", counted)
+        return looks
+
+    def answer(self, folder: Path) -> tuple[Guarded, list[Chunk]]:
+        with open_guarded(folder, Settings("CPU", context=200)) as engine:
+            return engine, list(engine.stream(ASK, Sampling(temperature=0, max_new_tokens=4)))
+
+    def test_the_numbers_are_looked_at_whoever_asks(self, tiny_npu: Path, looks: list[int]) -> None:
+        """Also where nobody warms up: a piped question, the first visitor of the page."""
+        for _ in range(3):
+            _, chunks = self.answer(tiny_npu)
+            assert chunks[-1].usage is not None and not notices(chunks)
+        assert looks == [len(canary.QUICK)] * 3
+
+    def test_what_is_wrong_by_now_is_left(
+        self, tiny_npu: Path, looks: list[int], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.answer(tiny_npu)
+        sound = canary.quick
+
+        def wrong_once(*asked: Any) -> Finding:
+            monkeypatch.setattr(canary, "quick", sound)
+            return WRONG
+
+        monkeypatch.setattr(canary, "quick", wrong_once)
+        engine, chunks = self.answer(tiny_npu)
+        assert "CPU computes wrongly (the logits are not numbers). From the beginning" in notices(chunks)[0]
+        assert chunks[-1].usage is not None and chunks[-1].usage.completion_tokens > 0
+        assert looks[1:] == [12], "what takes its place is looked at whole, and at once"
+        assert engine.device == "CPU", "there is no other, and what was found may have passed"
+
+    @pytest.mark.parametrize("damage", ["nan", "flipped"])
+    def test_damaged_golden_logits_are_the_files_fault(self, damage: str, tiny_npu: Path, tmp_path: Path) -> None:
+        folder = Path(shutil.copytree(tiny_npu, tmp_path / "model"))
+        data = bytearray((folder / goldens.FILE_NAME).read_bytes())
+        data[-4:] = b"\x00\x00\xc0\x7f" if damage == "nan" else bytes([data[-4] ^ 1, *data[-3:]])
+        (folder / goldens.FILE_NAME).write_bytes(data)
+        with pytest.raises(ModelError, match=r"golden\.safetensors is damaged"):
+            open_guarded(folder, Settings("CPU"))
+        assert Choices().about(folder, "CPU") == []
+
+    def test_a_context_with_room_for_few_golden_prompts(self, tiny_npu: Path) -> None:
+        with open_guarded(tiny_npu, Settings("CPU", context=20)) as engine:
+            assert engine.context_length == 20
+        with pytest.raises(ContextError, match="no room for the 1 token of a golden prompt"):
+            open_guarded(tiny_npu, Settings("CPU", context=1))

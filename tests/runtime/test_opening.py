@@ -229,6 +229,34 @@ def test_a_fault_of_the_users_is_not_the_devices(machine: Laptop) -> None:
     assert machine.choices.about(machine.model, "GPU") == []
 
 
+@pytest.mark.parametrize("device", ["NPU", "GPU", "CPU"])
+def test_a_damaged_file_is_no_devices_fault(device: str, machine: Laptop) -> None:
+    """Of the same size, as a bad disk or a bad copy leaves it."""
+    path = machine.model / "openvino_model.xml"
+    path.write_bytes(path.read_bytes().replace(b"<layers>", b"<layerz>"))
+    machine.faults = {"GPU": DeviceError("GPU cannot load it", hint="Update the driver."),
+                      "CPU": ModelError("it cannot be loaded", hint="Export the model again.")}  # fmt: skip
+    with pytest.raises(ModelError, match=r"openvino_model\.xml is damaged") as caught:
+        machine.open(device)
+    assert caught.value.hint == "Export the model again."
+    assert all(machine.choices.about(machine.model, each) == [] for each in ("NPU", "GPU", "CPU"))
+
+
+def test_for_the_cpu_no_driver_is_asked(machine: Laptop) -> None:
+    def ask() -> list[str]:
+        raise AssertionError("listing devices starts every driver")
+
+    engine: Any = open_model(machine.model, Settings("CPU"), load=machine._load, present=ask, choices=machine.choices)
+    assert label(engine.settings) == "CPU"
+
+
+def test_wrong_numbers_on_the_cpu_point_to_the_files(machine: Laptop) -> None:
+    machine.wrong = ("CPU", "CPU with all in f32")
+    with pytest.raises(DeviceError, match="CPU computes wrongly") as caught:
+        machine.open("CPU", fallback=False)
+    assert "glm4-edge verify" in str(caught.value.hint)
+
+
 def test_a_single_way_raises_its_own_error(machine: Laptop) -> None:
     machine.faults = {"CPU": ModelError("damaged", hint="Export it again.")}
     with pytest.raises(ModelError, match="damaged"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import urllib.request
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from edge.cli import _run
-from edge.errors import MissingExtraError, UsageError
+from edge.errors import DeviceError, EdgeError, MissingExtraError, UsageError
 from edge.messages import Sampling
 from edge.runtime.echo import EchoEngine
 from edge.ui import web
@@ -33,6 +34,20 @@ def test_it_is_served_on_this_machine_alone(page: tuple[Any, str]) -> None:
         html = answer.read().decode()
     assert "fonts.googleapis.com" not in html
     assert "echo on CPU" in html
+
+
+@pytest.mark.parametrize("fault", [None, DeviceError("GPU failed", hint="Update the driver.")])
+def test_the_device_warms_up_while_the_visitor_types(fault: EdgeError | None) -> None:
+    warmed = threading.Event()
+
+    class Cold(EchoEngine):
+        def warm_up(self) -> None:
+            warmed.set()
+            if fault is not None:
+                raise fault
+
+    web.build(Cold(), Sampling(), None)
+    assert warmed.wait(20)
 
 
 def test_an_answer_streams(page: tuple[Any, str]) -> None:

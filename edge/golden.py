@@ -130,6 +130,10 @@ def _damage(path: Path, found: Golden) -> str | None:
     vocabulary = found.logits.shape[1]
     if found.token_ids.min() < 0 or found.token_ids.max() >= vocabulary:
         return f"a token's id is outside the vocabulary of {vocabulary:,}"
+    behind = np.array(found.lengths[:-1], np.int64)  # what comes after each prompt but the whole text is known
+    expected = found.log_probs[behind - 1]
+    if not np.allclose(known_log_probs(found.logits[:-1], found.token_ids[behind]), expected, rtol=1e-3, atol=1e-3):
+        return "its logits and log-probabilities do not fit each other"
     if not (path.parent / manifest.FILE_NAME).is_file():
         return None
     made = manifest.Manifest.read(path.parent)

@@ -76,6 +76,8 @@ def changed(tensor: np.ndarray, place: int, value: float) -> np.ndarray:
     [
         ("logits", lambda tensor: changed(tensor, 7, np.nan), "numbers are none"),
         ("log_probs", lambda tensor: changed(tensor, 0, np.inf), "numbers are none"),
+        ("logits", lambda tensor: changed(tensor, 7, 1e30), "do not fit each other"),
+        ("log_probs", lambda tensor: tensor - 1, "do not fit each other"),
         ("token_ids", lambda tensor: changed(tensor, 3, 10**7), "outside the vocabulary of 50"),
         ("token_ids", lambda tensor: changed(tensor, 0, -5), "outside the vocabulary of 50"),
         ("lengths", lambda tensor: np.array([0, 2, 9]), "prompts have 0, 2, 9 tokens"),

@@ -142,7 +142,8 @@ class Engine:
         What the prefix cache still has is not computed again; then `log_probs` is None.
         """
         self._open_tokenizer()
-        config = self._config(Sampling(temperature=0), self._room(len(token_ids), 1))
+        # The checkpoint's own penalty would choose another token than the likeliest.
+        config = self._config(Sampling(temperature=0, repetition_penalty=1.0), self._room(len(token_ids), 1))
         if self._together > 1:
             config.echo, config.logprobs = True, 1
         try:

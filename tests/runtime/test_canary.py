@@ -141,6 +141,17 @@ def test_a_sound_device_passes(tiny_dir: Path, properties: dict[str, Any]) -> No
         assert max(row["mean_error"] or 0 for row in rows) < 1e-3
 
 
+def test_a_penalty_of_the_checkpoints_own_is_not_the_devices_fault(tiny_dir: Path, tmp_path: Path) -> None:
+    everything = list(range(3, 258))
+    likeliest = Compiled(load(tiny_dir), EXACT).probe(everything).token
+    assert likeliest in everything, "a penalty would choose another"
+    folder = Path(shutil.copytree(tiny_dir, tmp_path / "penalised"))
+    defaults = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps({**defaults, "repetition_penalty": 5.0}))
+    with Engine.load(folder, Settings("CPU", EXACT)) as engine:
+        assert engine.probe(everything).token == likeliest
+
+
 def test_a_rehearsal_passes_and_says_what_it_is(tiny_dir: Path) -> None:
     """The NPU's road gives the last token's logits alone."""
     settings = Settings("NPU", {"MAX_PROMPT_LEN": 256, "MIN_RESPONSE_LEN": 64, **EXACT}, rehearse=True)

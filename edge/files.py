@@ -157,7 +157,7 @@ def delete(folder: Path) -> None:
 
     def again(remove: Callable[..., object], path: str, _: object) -> None:
         with contextlib.suppress(OSError):
-            os.chmod(path, stat.S_IRWXU)
+            Path(path).chmod(stat.S_IRWXU)
             remove(path)
 
     with contextlib.suppress(OSError):

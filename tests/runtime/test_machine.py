@@ -99,9 +99,7 @@ def test_what_the_page_cache_holds_is_not_used(tmp_path: Path) -> None:
         ("max", "1", (32_000_000_000, 24_000_000_000)),
     ],
 )  # fmt: skip
-def test_the_memory_that_this_process_can_have(
-    tmp_path: Path, limit: str, used: str, room: tuple[int, int]
-) -> None:
+def test_the_memory_that_this_process_can_have(tmp_path: Path, limit: str, used: str, room: tuple[int, int]) -> None:
     write(tmp_path, **{"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": limit,
                        "sys/fs/cgroup/memory.current": used})  # fmt: skip
     found = machine(tmp_path).room()

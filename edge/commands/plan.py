@@ -69,7 +69,7 @@ def plan(
     made = weigh(precision)
     advice = _advice(made, [weigh(other) for other in plans.kv_choices(place)])
     facts = _facts(made, plans.cache_for(made, shape), plans.prefill_flop(shape, tokens), cores, advice)
-    click.echo(json.dumps(facts, indent=2) if as_json else _table(folder, made, facts))
+    click.echo(json.dumps(facts, indent=2, allow_nan=False) if as_json else _table(folder, made, facts))
     if not made.fits:
         raise ResourceError(made.verdict.removeprefix("no: "), hint=" ".join(advice))
 

@@ -30,6 +30,7 @@ def compiled_folder(folder: Path, settings: Settings, ask: devices.Ask = devices
     if settings.device == "CPU":
         return None
     folder = folder.expanduser().resolve()
+    settings = dataclasses.replace(settings, device=devices.canonical(settings.device))
     # Only what the compiler sees: the NPU's shapes are its own, the rest is decided after compiling.
     context = settings.context if settings.device == "NPU" else None
     key = choices.key(folder, dataclasses.replace(settings, context=context, sparse=None, evict_beyond=None), ask)

@@ -9,6 +9,7 @@ import contextlib
 import os
 import signal
 import sys
+from typing import Any
 
 import click
 
@@ -53,7 +54,18 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 a fault, 2 wrong usage, 130 interrupted."""
     with contextlib.suppress(ValueError):  # not the main thread: then somebody else minds signals
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that it cleans up as Ctrl-C does
+    for stream in (sys.stdout, sys.stderr):
+        _lenient(stream)
     sys.exit(_run(argv))
+
+
+def _lenient(stream: Any) -> None:
+    """Write "?" for what the stream's encoding lacks: cp1252, which Windows gives a file, has neither → nor 模型.
+
+    A stream that has a way of its own to write such characters keeps it.
+    """
+    if getattr(stream, "errors", None) == "strict":
+        stream.reconfigure(errors="replace")
 
 
 def _run(argv: list[str] | None) -> int:

@@ -8,6 +8,8 @@ import hashlib
 import os
 import secrets
 import shutil
+import stat
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -144,7 +146,25 @@ def _take_up(work: Path, key: str | None) -> None:
 def _discard(work: Path) -> None:
     """Delete `work`, its key first: killed on the way, what is left of it is not taken up."""
     (work / PARTIAL_KEY).unlink(missing_ok=True)
-    shutil.rmtree(work, ignore_errors=True)
+    delete(work)
+
+
+def delete(folder: Path) -> None:
+    """Delete a folder and all that is in it, as far as that can be: what another program holds open may stay.
+
+    Windows refuses to delete a file that may not be written, and OpenVINO leaves what it compiled so.
+    """
+
+    def again(remove: Callable[..., object], path: str, _: object) -> None:
+        with contextlib.suppress(OSError):
+            Path(path).chmod(stat.S_IRWXU)
+            remove(path)
+
+    with contextlib.suppress(OSError):
+        if sys.version_info >= (3, 12):
+            shutil.rmtree(folder, onexc=again)
+        else:
+            shutil.rmtree(folder, onerror=again)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -162,7 +182,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _swap(work: Path, target: Path, aside: Path) -> None:
-    shutil.rmtree(aside, ignore_errors=True)
+    delete(aside)
     try:
         if target.exists():
             target.rename(aside)
@@ -171,7 +191,7 @@ def _swap(work: Path, target: Path, aside: Path) -> None:
         if aside.exists() and not target.exists():
             aside.rename(target)
         raise
-    shutil.rmtree(aside, ignore_errors=True)
+    delete(aside)
 
 
 def _is_about(error: OSError, folder: Path) -> bool:

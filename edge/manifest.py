@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edge.errors import ModelError
 from edge.files import write_text
@@ -13,6 +13,10 @@ from edge.files import write_text
 FILE_NAME = "edge.json"
 FORMAT = 1
 MODEL_FILE = "openvino_model.xml"
+
+
+Count = Annotated[int, Field(gt=0, lt=2**31)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class _Section(BaseModel):
@@ -34,12 +38,12 @@ class Architecture(_Section):
     """The facts a runtime plans with."""
 
     model_type: str
-    parameters: int
-    num_layers: int
-    num_kv_heads: int
-    head_dim: int
-    vocab_size: int
-    context_length: int
+    parameters: Annotated[int, Field(gt=0, lt=2**63)]
+    num_layers: Count
+    num_kv_heads: Count
+    head_dim: Count
+    vocab_size: Count
+    context_length: Count
     """Longest prompt plus answer, in tokens."""
 
 
@@ -66,10 +70,10 @@ class Manifest(_Section):
     target: str
     """The device the recipe was chosen for: cpu, igpu or npu."""
     recipe: dict[str, Any]
-    stop_ids: list[int]
+    stop_ids: list[TokenId]
     stop_tokens: list[str]
     versions: dict[str, str]
-    bytes: dict[str, int]
+    bytes: dict[str, Annotated[int, Field(ge=0, lt=2**63)]]
     """Size of each file written."""
     checks: list[Check]
 
@@ -93,7 +97,10 @@ class Manifest(_Section):
         try:
             manifest = cls.model_validate_json(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, ValidationError) as error:
-            raise ModelError(f"{path} is damaged or from another version", hint="Export the model again.") from error
+            why = f" ({_first_fault(error)})" if isinstance(error, ValidationError) else ""
+            raise ModelError(
+                f"{path} is damaged or from another version{why}", hint="Export the model again."
+            ) from error
         if manifest.format != FORMAT:
             raise ModelError(
                 f"{path} has format {manifest.format}; this version reads format {FORMAT}",
@@ -115,6 +122,11 @@ def files_of(folder: Path) -> set[str]:
         return {FILE_NAME, *Manifest.model_validate_json((folder / FILE_NAME).read_bytes()).bytes}
     except (OSError, ValidationError):
         return set()
+
+
+def _first_fault(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    return ": ".join(part for part in (".".join(map(str, first["loc"])), first["msg"]) if part)
 
 
 def _has_size(path: Path, size: int) -> bool:

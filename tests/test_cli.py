@@ -16,6 +16,7 @@ from edge.cli import _run
 from edge.commands.export import default_folder
 from edge.files import HOME_VARIABLE
 from tests.conftest import write_checkpoint
+from tests.laptops import write_model
 
 
 @pytest.fixture(autouse=True)
@@ -234,3 +235,24 @@ def test_hiding_torch_hides_it_from_transformers() -> None:
         "sys.exit(0 if hidden and torch.ones(1).item() == 1 else 1)\n"
     )
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=120).returncode == 0
+
+
+def test_what_the_outputs_encoding_lacks_does_not_end_a_command(tmp_path: Path) -> None:
+    """As `glm4-edge plan DIR > report.txt` is on Windows; the folder's name is in the report."""
+    folder = tmp_path / "模型 é"
+    write_model(folder)
+    command = [sys.executable, "-m", "edge", "plan", str(folder), "--memory", "16GB"]
+    done = subprocess.run(command, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "cp1252"}, timeout=60)
+    assert done.returncode == 0 and done.stderr == b""
+    assert "?? é, on CPU".encode("cp1252") in done.stdout
+
+
+def test_a_stream_with_its_own_way_to_write_them_keeps_it() -> None:
+    script = (
+        "import sys\nfrom edge import cli\ncli._run = lambda argv: print(sys.stdout.errors, sys.stderr.errors)\n"
+        "cli.main()"
+    )
+    for errors, kept in (("surrogateescape", "surrogateescape"), ("strict", "replace")):
+        env = os.environ | {"PYTHONIOENCODING": f"utf-8:{errors}"}
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env, timeout=60)
+        assert done.stdout.split() == [kept, "backslashreplace"]

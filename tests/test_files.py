@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import stat
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -159,3 +163,38 @@ def test_home_follows_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert files.home() == tmp_path
     monkeypatch.delenv(files.HOME_VARIABLE)
     assert files.home().name == "glm4-edge"
+
+
+def test_what_may_not_be_written_is_deleted_on_windows_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out" / "deep").mkdir(parents=True)
+    for name in ("deep/blob", "blob"):
+        (tmp_path / "out" / name).touch()
+        (tmp_path / "out" / name).chmod(stat.S_IREAD)
+    if sys.platform != "win32":
+        unlink = os.unlink
+
+        def as_windows_does(path: Any, *, dir_fd: int | None = None) -> None:
+            if not os.stat(path, dir_fd=dir_fd, follow_symlinks=False).st_mode & stat.S_IWRITE:
+                raise PermissionError(13, "Access is denied", str(path))
+            unlink(path, dir_fd=dir_fd)
+
+        monkeypatch.setattr(os, "unlink", as_windows_does)
+    files.delete(tmp_path / "out")
+    assert names(tmp_path) == []
+
+
+def test_deleting_what_is_not_there_or_is_held_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files.delete(tmp_path / "nothing")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "held").touch()
+    (tmp_path / "out" / "other").touch()
+    unlink = os.unlink
+
+    def held(path: Any, **where: Any) -> None:
+        if Path(path).name == "held":
+            raise PermissionError(13, "Access is denied", str(path))
+        unlink(path, **where)
+
+    monkeypatch.setattr(os, "unlink", held)
+    files.delete(tmp_path / "out")
+    assert names(tmp_path / "out") == ["held"]

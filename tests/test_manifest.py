@@ -49,6 +49,22 @@ def test_a_damaged_manifest(tmp_path: Path, content: str) -> None:
         manifest.Manifest.read(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("place", "name", "number"),
+    [
+        *(("architecture", name, 0) for name in ("parameters", "num_layers", "num_kv_heads", "head_dim")),
+        ("architecture", "context_length", -1), ("architecture", "vocab_size", 10**400),
+        (None, "stop_ids", [-3]), (None, "stop_ids", [2**70]), (None, "bytes", {"a": -1}),
+    ],
+)  # fmt: skip
+def test_numbers_that_no_model_has(tmp_path: Path, place: str | None, name: str, number: object) -> None:
+    value = json.loads(example().model_dump_json())
+    (value if place is None else value[place])[name] = number
+    (tmp_path / manifest.FILE_NAME).write_text(json.dumps(value))
+    with pytest.raises(ModelError, match=rf"damaged or from another version \(.*{name}.* should be"):
+        manifest.Manifest.read(tmp_path)
+
+
 def test_a_manifest_of_another_format(tmp_path: Path) -> None:
     value = json.loads(example().model_dump_json())
     (tmp_path / manifest.FILE_NAME).write_text(json.dumps({**value, "format": 99}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,7 +25,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def machine(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     memory = SimpleNamespace(total=16_000_000_000, available=11_000_000_000)
     monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
+    monkeypatch.setattr("edge.runtime.machine.Machine.memory_limit", lambda self: None)
     return memory
+
+
+def test_a_containers_memory_and_processors_are_what_there_is(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("edge.runtime.machine.Machine.memory_limit", lambda self: 2_000_000_000)
+    monkeypatch.setattr("edge.runtime.machine.Machine.memory_used_of_limit", lambda self: 500_000_000)
+    monkeypatch.setattr("edge.runtime.machine.Machine.processor_limit", lambda self: 0.5)
+    assert _run(["plan", str(folder), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["total_bytes"], facts["available_bytes"]) == (2_000_000_000, 1_500_000_000)
+    assert facts["threads"] == 1
+
+
+def test_the_npu_has_a_default_of_its_own(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run(["plan", str(folder), "--device", "NPU", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["context"] == 256, "all that this model reads, and not 1,152"
 
 
 def test_what_fits(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,6 +106,8 @@ def test_a_smaller_cache_is_advised(folder: Path, capsys: pytest.CaptureFixture[
         (["--memory", "lots"], 2, "'lots'"), (["--memory", "0GB"], 2, "'0GB'"), (["--device", "TPU"], 2, "'TPU'"),
         (["--device", "NPU", "--kv-precision", "u4"], 2, "f16"), 
         (["--device", "GPU", "--kv-precision", "f32"], 2, "u8"), (["--context", "0"], 2, "--context"),
+        (["--context", "9" * 400], 2, "--context"), (["--threads", "9" * 400], 2, "--threads"),
+        (["--memory", "9" * 400], 2, "no amount of memory"), (["--memory", "0.0001KB"], 2, "no amount of memory"),
     ],
 )  # fmt: skip
 def test_wrong_use(folder: Path, options: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,3 +124,14 @@ def test_other_devices_say_what_is_assumed(folder: Path, capsys: pytest.CaptureF
 def test_a_folder_that_holds_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _run(["plan", str(tmp_path)]) == 1
     assert "holds no exported model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [0, -1, "x", 10**400, None, 1e999])
+def test_a_config_with_numbers_that_no_model_has(
+    folder: Path, number: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(folder, tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "num_attention_heads": number}))
+    assert _run(["plan", str(tmp_path / "model")]) == 1
+    assert "config.json does not give the model's sizes (num_attention_heads is" in capsys.readouterr().err

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +45,7 @@ def _sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--context",
-            type=click.IntRange(min=1),
+            type=click.IntRange(1, 2**31 - 1),
             metavar="TOKENS",
             help="Longest conversation; left out, what memory has room for (see glm4-edge plan).",
         ),
@@ -61,7 +61,7 @@ def _sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--evict-beyond",
-            type=click.IntRange(min=128),
+            type=click.IntRange(128, 2**31 - 1),
             metavar="TOKENS",
             help="Forget the least used tokens above so many: less memory, and worse.",
         ),
@@ -159,6 +159,7 @@ def _loaded(
     """The model on the device, and the piped prompt if there is one: bad input is met before the loading."""
     from edge.npu import REHEARSED
     from edge.runtime import devices
+    from edge.runtime import plan as plans
     from edge.runtime.settings import Settings
 
     named = devices.parse(device)
@@ -171,10 +172,20 @@ def _loaded(
     wanted = Settings(named, properties, context=context, rehearse=rehearse, sparse=sparse, evict_beyond=evict_beyond)
     if named == "NPU" and (sparse or evict_beyond):
         raise UsageError("the NPU has neither --sparse nor --evict-beyond", hint="Leave them out, or take the CPU.")
+    if kv_precision is not None and named != devices.AUTO:
+        plans.check_kv(named, kv_precision)
     if named != devices.AUTO and no_fallback and not rehearse:
         devices.resolve(device)  # before a question is read or a model exported
     prompt = read()
     folder = _exported(model, _exported_for(named, rehearse), yes=yes, interactive=sys.stdin.isatty())
+    if kv_precision is not None and named == devices.AUTO:
+        # The devices it may fall back to keep a cache in all that this one does.
+        first = _automatic(folder)
+        if no_fallback:
+            plans.check_kv(first, kv_precision)
+        elif kv_precision not in plans.kv_choices(first):
+            say(f"The {first} keeps no cache in {kv_precision}: --kv-precision is left out.")
+            wanted = replace(wanted, properties={})
 
     from edge.runtime.guarded import open_guarded
 
@@ -193,6 +204,16 @@ def _exported_for(named: str, rehearse: bool) -> str:
         return devices.automatic(None, present)[0]
     place = devices.members(named)[0]
     return place if rehearse or devices.has(present, place) else "CPU"
+
+
+def _automatic(folder: Path) -> str:
+    """The device that AUTO begins with."""
+    from edge.manifest import Manifest
+    from edge.runtime import devices
+    from edge.runtime.choices import Choices
+
+    present = devices.available()
+    return devices.resolve(devices.AUTO, lambda: present, Manifest.read(folder), Choices().failed(folder, present))
 
 
 def _exported(model: str, device: str, *, yes: bool, interactive: bool) -> Path:

@@ -46,7 +46,7 @@ def devices(folder: Path | None, as_json: bool) -> None:
     if as_json:
         rows = [{**dataclasses.asdict(each), "kept": _kept(known.get(each.device))} for each in facts]
         answer = {"folder": None if folder is None else str(folder), "devices": rows, "auto": auto}
-        click.echo(json.dumps(answer, indent=2))
+        click.echo(json.dumps(answer, indent=2, allow_nan=False))
         return
     for each in facts:
         _print(each, known.get(each.device), folder is not None)

@@ -32,7 +32,7 @@ def doctor(folder: Path | None, as_json: bool) -> None:
     folder = folder.expanduser() if folder is not None else None
     with progress_lines() as progress:
         findings = examine(folder, progress=progress)
-    click.echo(json.dumps(document(findings, folder), indent=2) if as_json else table(findings))
+    click.echo(json.dumps(document(findings, folder), indent=2, allow_nan=False) if as_json else table(findings))
     if any(finding.state == "problem" for finding in findings):
         click.get_current_context().exit(1)
 

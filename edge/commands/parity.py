@@ -59,9 +59,8 @@ def parity(folder: Path, reference: Path, device: str, as_json: bool, **bounds: 
     failed = runs.failures(found.groups["all"], {_option(name): value for name, value in bounds.items()})
     if as_json:
         about = stored.about.model_dump(mode="json", exclude={"entries"})
-        click.echo(
-            json.dumps({"folder": str(folder), **found.as_json(), "reference": about, "failed": failed}, indent=2)
-        )
+        facts = {"folder": str(folder), **found.as_json(), "reference": about, "failed": failed}
+        click.echo(json.dumps(facts, indent=2, allow_nan=False))
     else:
         click.echo(runs.table(found))
     if failed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,17 +15,21 @@ from edge.errors import ResourceError, UsageError
 if TYPE_CHECKING:
     from edge.runtime.plan import KvPrecision, Plan
 
+_LARGEST = 1e18
+
 
 @click.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--context", type=click.IntRange(min=1), help="Tokens of a conversation; left out, what would be chosen.")
+@click.option(
+    "--context", type=click.IntRange(1, 2**31 - 1), help="Tokens of a conversation; left out, what would be chosen."
+)
 @click.option("--device", default="CPU", show_default=True, help="CPU, GPU, GPU.n or NPU.")
 @click.option("--memory", help="Plan for a machine with this much free, such as 16GB; left out, for this one.")
 @click.option(
     "--kv-precision", type=click.Choice(["f32", "f16", "u8", "u4"]),
     help="Of what is kept of each token; left out, the device's own: u8, on the NPU f16.",
 )  # fmt: skip
-@click.option("--threads", type=click.IntRange(min=1), help="That the model runs on; left out, this machine's cores.")
+@click.option("--threads", type=click.IntRange(1, 4096), help="That the model runs on; left out, this machine's cores.")
 @click.option("--json", "as_json", is_flag=True, help="For a program.")
 def plan(
     folder: Path, context: int | None, device: str, memory: str | None, kv_precision: KvPrecision | None,
@@ -41,33 +45,31 @@ def plan(
       glm4-edge plan ./glm4-int4 --context 32768
       glm4-edge plan ./glm4-int4 --context 131072 --memory 16GB --kv-precision u4
     """
-    import psutil
-
+    from edge.runtime import devices
     from edge.runtime import plan as plans
+    from edge.runtime.cores import usable_threads
+    from edge.runtime.machine import Machine
 
     place = device.strip().upper()
     if not re.fullmatch(r"CPU|GPU(\.\d+)?|NPU", place):
         raise UsageError(f"'{device}' cannot be planned for", hint="Name CPU, GPU, GPU.n or NPU.")
     precision = plans.kv_default(place) if kv_precision is None else kv_precision
-    if precision not in plans.kv_choices(place):
-        raise UsageError(
-            f"the {place} keeps no cache in {precision}", hint=f"It takes {', '.join(plans.kv_choices(place))}."
-        )
+    plans.check_kv(place, precision)
     shape = plans.Shape.read(folder.expanduser())
-    here = psutil.virtual_memory()
-    available, total = (here.available, here.total) if memory is None else (_bytes(memory),) * 2
-    cores = threads or psutil.cpu_count(logical=False) or 1
-    tokens = context or plans.choose_context(shape, place, available, kv_precision=precision, threads=cores)
+    room = devices.room(place) if memory is None else devices.Room(_bytes(memory), _bytes(memory))
+    cores = threads or usable_threads(Machine())
+    tokens = context or plans.choose_context(shape, place, room.available, kv_precision=precision, threads=cores)
 
     def weigh(other: KvPrecision) -> Plan:
-        return plans.plan(
-            shape, tokens, device=place, kv_precision=other, available=available, total=total, threads=cores
+        weighed = plans.plan(
+            shape, tokens, device=place, kv_precision=other, available=room.available, total=room.total, threads=cores
         )
+        return weighed if room.assumed is None else replace(weighed, assumed=(*weighed.assumed, room.assumed))
 
     made = weigh(precision)
     advice = _advice(made, [weigh(other) for other in plans.kv_choices(place)])
     facts = _facts(made, plans.cache_for(made, shape), plans.prefill_flop(shape, tokens), cores, advice)
-    click.echo(json.dumps(facts, indent=2) if as_json else _table(folder, made, facts))
+    click.echo(json.dumps(facts, indent=2, allow_nan=False) if as_json else _table(folder, made, facts))
     if not made.fits:
         raise ResourceError(made.verdict.removeprefix("no: "), hint=" ".join(advice))
 
@@ -134,10 +136,13 @@ def _table(folder: Path, made: Plan, facts: dict[str, Any]) -> str:
 def _bytes(text: str) -> int:
     """16GB, 16 GiB, 512MB → bytes."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
-    if found is None or not float(found[1]):
-        raise UsageError(f"'{text}' is no amount of memory", hint="Write it as 16GB or 16GiB.")
-    base = 1024 if found[3] else 1000
-    return int(float(found[1]) * base ** " KMGT".index(found[2].upper() or " "))
+    size = 0.0
+    if found is not None:
+        size = float(found[1]) * (1024 if found[3] else 1000) ** " KMGT".index(found[2].upper() or " ")
+    if not 1 <= size < _LARGEST:
+        shown = text if len(text) <= 40 else f"{text[:40]}…"
+        raise UsageError(f"'{shown}' is no amount of memory that a machine has", hint="Write it as 16GB or 16GiB.")
+    return int(size)
 
 
 def _gb(size: float) -> str:

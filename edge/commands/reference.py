@@ -55,7 +55,7 @@ def reference(
         made.write(file.expanduser())
     about = made.about
     if as_json:
-        click.echo(json.dumps({"file": str(file), **about.model_dump(mode="json")}, indent=2))
+        click.echo(json.dumps({"file": str(file), **about.model_dump(mode="json")}, indent=2, allow_nan=False))
         return
     new = sum(entry.answer_tokens - 1 for entry in about.entries)
     spent = sum(entry.decode_s for entry in about.entries)

@@ -88,10 +88,11 @@ def key(folder: Path, settings: Settings, ask: devices.Ask = devices.ask) -> Key
     Raises:
         ModelError: the folder holds no exported model.
     """
-    told = dataclasses.asdict(dataclasses.replace(settings, properties=dict(settings.properties)))
-    device = "CPU" if settings.rehearse else settings.device
+    own = devices.canonical(settings.device)  # one record for the first GPU under both of its names
+    told = dataclasses.asdict(dataclasses.replace(settings, device=own, properties=dict(settings.properties)))
+    device = "CPU" if settings.rehearse else own
     plain = json.loads(json.dumps(told, default=str))  # whatever a property's value may be
-    return Key(ir_digest(folder), settings.device, devices.identity(device, ask), versions(), plain)
+    return Key(ir_digest(folder), own, devices.identity(device, ask), versions(), plain)
 
 
 def ir_digest(folder: Path) -> str:

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import shutil
 from pathlib import Path
 
 from edge.errors import OutputError
-from edge.files import check_room, home, write_text
+from edge.files import check_room, delete, home, write_text
 from edge.manifest import MODEL_FILE
 from edge.runtime import choices, devices
 from edge.runtime.settings import Settings
@@ -31,6 +30,7 @@ def compiled_folder(folder: Path, settings: Settings, ask: devices.Ask = devices
     if settings.device == "CPU":
         return None
     folder = folder.expanduser().resolve()
+    settings = dataclasses.replace(settings, device=devices.canonical(settings.device))
     # Only what the compiler sees: the NPU's shapes are its own, the rest is decided after compiling.
     context = settings.context if settings.device == "NPU" else None
     compiled = dataclasses.replace(settings, context=context, sparse=None, evict_beyond=None, prefix_cache=True)
@@ -56,11 +56,11 @@ def _sweep(place: Path, wanted: Path) -> None:
     for old in place.glob("*.*.*"):
         its_device, its_ir, _ = old.name.rsplit(".", 2)
         if its_device == device or its_ir != ir:
-            shutil.rmtree(old, ignore_errors=True)  # Windows keeps what is in use; the next sweep gets it
+            delete(old)  # Windows keeps what is in use; the next sweep gets it
     for other in place.parent.glob("*"):
         try:
             gone = not (Path((other / _OF).read_text(encoding="utf-8")) / MODEL_FILE).is_file()
         except (OSError, UnicodeDecodeError):
             gone = False  # another process may be making it
         if gone:
-            shutil.rmtree(other, ignore_errors=True)
+            delete(other)

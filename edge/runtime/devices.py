@@ -7,15 +7,13 @@ import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import psutil
+from typing import Any, NamedTuple
 
 from edge import npu
 from edge.errors import DeviceError, ModelError
 from edge.manifest import MODEL_FILE, Manifest
 from edge.runtime import plan as plans
-from edge.runtime.machine import Sight, look
+from edge.runtime.machine import Machine, Sight, look
 
 AUTO = "AUTO"
 _PLACE = r"(CPU|GPU(\.\d+)?|NPU)"
@@ -71,6 +69,17 @@ def members(device: str) -> list[str]:
     return device.removeprefix("HETERO:").split(",")
 
 
+def together(device: str) -> bool:
+    """Whether several answers can be made at once there (continuous batching): on one device, and not on the NPU."""
+    return "," not in device and device != "NPU"
+
+
+def canonical(device: str) -> str:
+    """The name under which a device is remembered: OpenVINO gives the first GPU two, GPU and GPU.0."""
+    prefix = "HETERO:" if device.startswith("HETERO:") else ""
+    return prefix + ",".join("GPU" if member == "GPU.0" else member for member in members(device))
+
+
 def resolve(
     device: str,
     devices: Callable[[], Sequence[str]] = available,
@@ -112,10 +121,48 @@ def require(device: str, present: Sequence[str]) -> None:
             )
 
 
-def automatic(manifest: Manifest | None, present: Sequence[str]) -> list[str]:
-    """What AUTO may choose, the best first."""
+def automatic(manifest: Manifest | None, present: Sequence[str], ask: Ask = ask) -> list[str]:
+    """What AUTO may choose, the best first; of several GPUs a discrete one, and the one with more memory."""
     order = ["NPU", "GPU", "CPU"] if manifest is not None and manifest.target == "npu" else ["GPU", "CPU"]
-    return [name for kind in order for name in present if name.split(".")[0] == kind]
+    found = {kind: [name for name in present if name.split(".")[0] == kind] for kind in order}
+    if len(found["GPU"]) > 1:
+        found["GPU"].sort(key=lambda name: (_discrete(name, ask), _memory(name, "TOTAL", ask) or 0), reverse=True)
+    return [name for names in found.values() for name in names]
+
+
+class Room(NamedTuple):
+    """Memory of a device, in bytes, and what of that is only assumed."""
+
+    total: int
+    available: int
+    assumed: str | None = None
+
+
+def room(device: str, machine: Machine | None = None, ask: Ask = ask) -> Room:
+    """The memory that a model on the device can have.
+
+    A discrete GPU has its own. All others take the machine's, as far as a cgroup leaves it to this process, and GPU and
+    NPU no more of it than their drivers say.
+    """
+    here = (machine or Machine()).room()
+    if device == "CPU" or len(members(device)) > 1:
+        return Room(here.total, here.available)
+    told = _memory(device, "TOTAL", ask)
+    if not told:
+        return Room(here.total, here.available, f"the {device} can have all of this machine's memory")
+    if _discrete(device, ask):
+        return Room(told, told, f"nothing else is in the {device}'s memory")
+    return Room(min(here.total, told), min(here.available, told))
+
+
+def _discrete(device: str, ask: Ask) -> bool:
+    return "discrete" in str(ask(device, "DEVICE_TYPE")).lower()
+
+
+def _memory(device: str, which: str, ask: Ask) -> int | None:
+    """Bytes of a GPU's or NPU's memory, in all (TOTAL) or taken (ALLOC); None where it is not told."""
+    value = ask(device, f"{device.partition('.')[0]}_DEVICE_{which}_MEM_SIZE")
+    return None if value is None else int(value)
 
 
 def has(present: Sequence[str], name: str) -> bool:
@@ -144,6 +191,9 @@ def illegal(device: str, manifest: Manifest, folder: Path | None = None) -> str 
 
     Args:
         folder: where the model lies; given, the IR's own notes are read, too.
+
+    Raises:
+        ModelError: the IR cannot be read.
     """
     if "NPU" not in members(device):
         return None
@@ -227,11 +277,9 @@ def describe(
 def _facts(device: str, ask: Ask, absent: str | None) -> DeviceFacts:
     total = free = None
     if device == "CPU":
-        memory = psutil.virtual_memory()
-        total, free = int(memory.total), int(memory.available)
+        total, free, _ = room(device)
     else:
-        place = device.partition(".")[0]
-        total, used = (_number(ask(device, f"{place}_DEVICE_{kind}_MEM_SIZE")) for kind in ("TOTAL", "ALLOC"))
+        total, used = (_memory(device, which, ask) for which in ("TOTAL", "ALLOC"))
         if total is not None and used is not None:
             free = total - used
     return DeviceFacts(
@@ -272,8 +320,5 @@ def _absence(device: str) -> str:
         return "OpenCL is not installed here, which comes with the GPU's driver"
     if "No available" in told or "no supported devices" in told.lower() or "OCL devices" in told:
         return f"no {device}, or no driver for it"
-    return told
-
-
-def _number(value: Any) -> int | None:
-    return None if value is None else int(value)
+    lines = [line.strip() for line in told.splitlines()]
+    return next((line for line in lines if line and not line.startswith("Exception from")), "OpenVINO gives no reason")

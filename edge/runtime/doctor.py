@@ -13,6 +13,7 @@ from edge.errors import EdgeError
 from edge.manifest import Manifest
 from edge.messages import Progress
 from edge.runtime import probes_cpu, probes_devices, probes_memory, probes_model, probes_packages, probes_system
+from edge.runtime.cores import count_cores
 from edge.runtime.finding import Finding, Patient
 from edge.runtime.machine import Machine, processor_name
 from edge.runtime.plan import Shape
@@ -86,7 +87,7 @@ def document(findings: Sequence[Finding], folder: Path | None = None, machine: M
             "system": machine.os_release.get("PRETTY_NAME") or machine.system,
             "architecture": machine.architecture,
             "cpu": processor_name(machine),
-            "cores": vars(probes_cpu.count_cores(machine)),
+            "cores": vars(count_cores(machine)),
             "memory_bytes": machine.memory().total,
             "glm4_edge": __version__,
             "openvino": None if openvino is None else openvino.version,

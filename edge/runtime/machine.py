@@ -205,7 +205,9 @@ class Machine:
     def cgroup_files(self, controller: str, name_v2: str, name_v1: str) -> Iterator[str]:
         """What the files say that limit this process, those of the groups around its own included."""
         for line in (self.text("proc/self/cgroup") or "").splitlines():
-            _, controllers, place = line.split(":", 2)
+            number, controllers, place = [*line.split(":", 2), "", ""][:3]
+            if not (number.isdigit() and place):
+                continue
             if controllers and controller not in controllers.split(","):
                 continue
             base, name = ("sys/fs/cgroup", name_v2) if not controllers else (f"sys/fs/cgroup/{controller}", name_v1)
@@ -219,7 +221,7 @@ class Machine:
     def memory_limit(self) -> int | None:
         """Bytes that a cgroup lets this process and its relatives have together; None without a limit."""
         found = self.cgroup_files("memory", "memory.max", "memory.limit_in_bytes")
-        limits = [int(text) for text in found if text.isdigit() and int(text) < _NO_LIMIT]
+        limits = [int(text) for text in found if text.isdecimal() and int(text) < _NO_LIMIT]
         return min(limits, default=None)
 
     def memory_used_of_limit(self) -> int:
@@ -227,15 +229,23 @@ class Machine:
         used = next(self.cgroup_files("memory", "memory.current", "memory.usage_in_bytes"), "0")
         figures = next(self.cgroup_files("memory", "memory.stat", "memory.stat"), "")
         cached = re.search(r"^(?:total_)?inactive_file (\d+)", figures, re.MULTILINE)
-        return max(int(used) - (int(cached[1]) if cached else 0), 0)
+        return max((int(used) if used.isdecimal() else 0) - (int(cached[1]) if cached else 0), 0)
+
+    def room(self) -> Memory:
+        """The memory that this process can have: the machine's, or less where a cgroup limits it."""
+        now, limit = self.memory(), self.memory_limit()
+        if limit is None or limit >= now.total:
+            return now
+        return Memory(limit, min(now.available, max(limit - self.memory_used_of_limit(), 0)), now.swap)
 
     def processor_limit(self) -> float | None:
         """Processors' worth of time that a cgroup gives; None without a limit."""
         limits = []
         for text in self.cgroup_files("cpu", "cpu.max", "cpu.cfs_quota_us"):
-            quota, _, period = text.partition(" ")
-            if quota.isdigit():
-                limits.append(int(quota) / int(period or self.number("sys/fs/cgroup/cpu/cpu.cfs_period_us") or 100_000))
+            quota, _, told = text.partition(" ")
+            period = told or self.text("sys/fs/cgroup/cpu/cpu.cfs_period_us") or ""
+            if quota.isdecimal() and int(quota):
+                limits.append(int(quota) / (int(period if period.isdecimal() else 0) or 100_000))
         return min(limits, default=None)
 
 

@@ -353,7 +353,7 @@ def _figures(members: Sequence[Compared]) -> Figures:
 
     def perplexity(name: str) -> float:
         inside = [getattr(one, name)[: one.prompt_tokens - 1] for one in members]
-        return math.exp(-float(np.concatenate(inside).mean()))
+        return math.exp(min(-float(np.concatenate(inside).mean()), 700.0))  # e⁷¹⁰ is more than a float holds
 
     kl = joined("kl")
     parted = [one.first_divergence for one in members if one.first_divergence is not None]

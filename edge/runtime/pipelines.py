@@ -15,13 +15,13 @@ from edge.errors import ModelError, UsageError
 from edge.files import home
 from edge.grammar import Anything, Grammar, InTurn, JsonOf, Literally, Matching, OneOf
 from edge.manifest import Manifest
-from edge.npu import npu_lengths, npu_properties
+from edge.npu import npu_properties
 from edge.runtime import devices
 from edge.runtime.batching import Batching
 from edge.runtime.compiled import compiled_folder
 from edge.runtime.plan import BLOCK
 from edge.runtime.prefix import Reading
-from edge.runtime.scheduling import schedule
+from edge.runtime.scheduling import npu_schedule, schedule
 from edge.runtime.settings import Settings
 from edge.runtime.stream import Write
 
@@ -76,10 +76,9 @@ def open_pipeline(folder: Path, settings: Settings, manifest: Manifest) -> Opene
     if settings.precision == "guilty nodes":
         source = precise.variant(folder, home() / "variants")
     if settings.device == "NPU":
-        max_prompt, response = _npu_lengths(settings, manifest)
+        max_prompt, response = npu_schedule(folder, settings)
         context = max_prompt + response
-    spread = len(set(devices.members(settings.device))) > 1  # continuous batching takes one device only
-    if settings.device == "NPU" or spread or properties.get("ATTENTION_BACKEND") == "SDPA":
+    if not devices.together(settings.device) or properties.get("ATTENTION_BACKEND") == "SDPA":
         _refuse_guesses(settings)
         pipeline = openvino_genai.LLMPipeline(str(source), settings.device, **properties)
         return Opened(pipeline, OneByOne(pipeline), context, max_prompt)
@@ -202,7 +201,7 @@ def _properties(folder: Path, settings: Settings, manifest: Manifest) -> dict[st
     if settings.precision == "f32":
         properties["INFERENCE_PRECISION_HINT"] = "f32"
     if settings.device == "NPU":
-        properties |= npu_properties(*_npu_lengths(settings, manifest), rehearse=settings.rehearse)
+        properties |= npu_properties(*npu_schedule(folder, settings), rehearse=settings.rehearse)
     kept = compiled_folder(folder, settings)
     if kept is not None:
         properties["CACHE_DIR"] = str(kept)
@@ -232,11 +231,6 @@ def _scheduler(values: Mapping[str, Any]) -> Any:
         setattr(scheduler, name, value)
     scheduler.max_num_seqs = TOGETHER
     return scheduler
-
-
-def _npu_lengths(settings: Settings, manifest: Manifest) -> tuple[int, int]:
-    longest = manifest.architecture.context_length
-    return npu_lengths(None if settings.context is None else min(settings.context, longest))
 
 
 def _outcome(status: Any) -> tuple[bool, bool]:

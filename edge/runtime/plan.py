@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from edge.errors import ModelError
+from edge.errors import ModelError, UsageError
 from edge.manifest import Manifest
+from edge.npu import MAX_PROMPT_LEN, MIN_RESPONSE_LEN
 from edge.runtime.settings import Sparse
 
 KvPrecision = Literal["u4", "u8", "f16", "f32"]
 KV_PRECISIONS: tuple[KvPrecision, ...] = ("f32", "f16", "u8", "u4")
+_KV: dict[str, tuple[KvPrecision, ...]] = {"CPU": KV_PRECISIONS, "GPU": ("f16", "u8"), "NPU": ("f16",)}
 BLOCK = {"CPU": 32, "GPU": 16}
 """Tokens in a block of the plugin's KV cache."""
 STEP_TOKENS = {"CPU": 256, "GPU": 1024}
@@ -64,32 +66,44 @@ class Shape:
         manifest = Manifest.read(folder)
         try:
             return cls.of(manifest, json.loads((folder / "config.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, OverflowError) as error:
             raise ModelError(
                 f"{folder / 'config.json'} does not give the model's sizes ({error})", hint="Export the model again."
             ) from error
 
     @classmethod
     def of(cls, manifest: Manifest, config: Mapping[str, Any]) -> Shape:
-        """The same from what has been read; KeyError where the config lacks a size."""
-        known, hidden = manifest.architecture, int(config["hidden_size"])
+        """The same from what has been read.
+
+        Raises:
+            KeyError: the config lacks a size.
+            ValueError: a size is no number from 1 to 2³¹ - 1.
+        """
+        known, hidden = manifest.architecture, _size(config, "hidden_size")
         table = 0
         if not config.get("tie_word_embeddings", False):
             # int4 recipes keep the embedding in 8 bits, the others as the rest of the weights.
             table = known.vocab_size * hidden * {"bf16": 2, "fp16": 2}.get(str(manifest.recipe.get("weights")), 1)
         return cls(
             layers=known.num_layers,
-            heads=int(config["num_attention_heads"]),
+            heads=_size(config, "num_attention_heads"),
             kv_heads=known.num_kv_heads,
             head_dim=known.head_dim,
             hidden=hidden,
-            intermediate=int(config["intermediate_size"]),
+            intermediate=_size(config, "intermediate_size"),
             vocab=known.vocab_size,
             context_length=known.context_length,
             weight_bytes=manifest.bytes["openvino_model.bin"],
             table_bytes=table,
             graph_bytes=manifest.bytes["openvino_model.xml"],
         )
+
+
+def _size(config: Mapping[str, Any], name: str) -> int:
+    value = config[name]
+    if not isinstance(value, int) or not 0 < value < 2**31:
+        raise ValueError(f"{name} is {str(value)[:40]}")
+    return value
 
 
 @dataclass(frozen=True)
@@ -143,12 +157,29 @@ class Plan:
 
 def kv_choices(device: str) -> tuple[KvPrecision, ...]:
     """Precisions that a cache can have on the device, from the most exact to the smallest."""
-    return {"CPU": KV_PRECISIONS, "NPU": KV_PRECISIONS[1:2]}.get(device.partition(".")[0], KV_PRECISIONS[1:3])
+    return tuple(each for each in KV_PRECISIONS if all(each in _KV[place] for place in _places(device)))
 
 
 def kv_default(device: str) -> KvPrecision:
     """The plugin's own choice."""
-    return "f16" if device == "NPU" else "u8"
+    return "f16" if "NPU" in _places(device) else "u8"
+
+
+def check_kv(device: str, precision: str) -> None:
+    """Refuse a precision that the device's cache cannot have: a plugin may take it, and answer in garbage.
+
+    Raises:
+        UsageError: names those it can have.
+    """
+    if precision not in kv_choices(device):
+        raise UsageError(
+            f"the {device} keeps no cache in {precision}", hint=f"It takes {', '.join(kv_choices(device))}."
+        )
+
+
+def _places(device: str) -> set[str]:
+    """Kinds of device: one, or those that HETERO names."""
+    return {member.partition(".")[0] for member in device.removeprefix("HETERO:").split(",")}
 
 
 def kv_token_bytes(shape: Shape, precision: KvPrecision, device: str = "CPU") -> float:
@@ -249,8 +280,11 @@ def choose_context(
     """Tokens of a conversation where none were asked for.
 
     The largest power of two (or the model's own limit) up to 32,768 that three quarters of the available memory hold,
-    a second conversation as long beside it; 2,048 at least, however little there is.
+    a second conversation as long beside it; 2,048 at least, however little there is. On the NPU, whose shapes are
+    compiled for it, 1,024 tokens of prompt and 128 of answer.
     """
+    if device == "NPU":
+        return min(MAX_PROMPT_LEN + MIN_RESPONSE_LEN, shape.context_length)
     room = int(available * _SHARE)
     found = min(SHORTEST, shape.context_length)
     while found < min(DEFAULT_LONGEST, shape.context_length):

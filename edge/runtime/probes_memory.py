@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.runtime import plan as plans
+from edge.runtime.cores import usable_threads
 from edge.runtime.finding import Finding, Patient, gb
 from edge.runtime.machine import Machine
-from edge.runtime.probes_cpu import usable_threads
 
 _SMALLEST_BUFFER, _LARGEST_BUFFER = 256 << 20, 2 << 30
 _CACHES = 4
@@ -29,14 +29,12 @@ _BUSY = 0.6
 def memory(patient: Patient) -> list[Finding]:
     """What is there, against what the model needs."""
     machine = patient.machine
-    now, limit = machine.memory(), machine.memory_limit()
-    total, available = now.total, now.available
-    limited = limit is not None and limit < total
-    if limit is not None and limited:
-        total, available = limit, min(available, max(limit - machine.memory_used_of_limit(), 0))
+    now, room = machine.memory(), machine.room()
+    total, available = room.total, room.available
+    limited = total < now.total
     figures: dict[str, Any] = {
         "total_bytes": now.total, "available_bytes": available, "swap_bytes": now.swap,
-        "limit_bytes": limit if limited else None, "needed_bytes": None, "longest_context": None,
+        "limit_bytes": total if limited else None, "needed_bytes": None, "longest_context": None,
     }  # fmt: skip
     there = f"{gb(available)} of {gb(total)} are available" + (" to this container or session" if limited else "")
     if patient.manifest is None or patient.shape is None:

@@ -55,10 +55,13 @@ def disk(patient: Patient) -> list[Finding]:
 def _room(name: str, folder: Path, wanted: int) -> Finding:
     try:
         place = existing_part(folder)
-        free = shutil.disk_usage(place).free
+        free, holds = shutil.disk_usage(place).free, place.is_dir()
     except PermissionError:  # of a folder above it, of another user
-        place, free = folder, 0
+        place, free, holds = folder, 0, True
     figures = {"folder": str(folder), "free_bytes": free or None}
+    if not holds:
+        what = f"{folder} cannot be made: {place} is no folder"
+        return Finding(name, "problem", what, f"name another folder with {HOME_VARIABLE}", {"folder": str(folder)})
     if wanted and not os.access(place, os.W_OK):
         what = f"{place} may not be written, and what is downloaded or compiled is kept below it"
         return Finding(name, "problem", what, f"name another folder with {HOME_VARIABLE}", figures)

@@ -7,18 +7,23 @@ that follows. The rest (checkpoint, settings, machine, timings) is JSON in its h
 
 from __future__ import annotations
 
+import json
 import secrets
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edge.errors import ModelError, OutputError
 
 FORMAT = 1
 _KEY = "glm4_edge_reference"
+
+
+Count = Annotated[int, Field(gt=0, lt=2**31)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class _Section(BaseModel):
@@ -33,8 +38,8 @@ class Checkpoint(_Section):
     revision: str | None
     sha256: dict[str, str]
     """Digest of each of its files that was read."""
-    vocab_size: int
-    num_layers: int
+    vocab_size: Count
+    num_layers: Count
 
 
 class Entry(_Section):
@@ -42,12 +47,13 @@ class Entry(_Section):
 
     id: str
     language: str
-    prompt_tokens: int
-    answer_tokens: int
+    prompt_tokens: Annotated[int, Field(ge=2, lt=2**31)]
+    """Two at least: of a single one nothing is foretold, and there is no perplexity."""
+    answer_tokens: Count
     """The stop token, which ends some answers, is counted."""
-    ttft_s: float
+    ttft_s: Seconds
     """From the prompt's ids to the first token."""
-    decode_s: float
+    decode_s: Seconds
     """From there to the last."""
     unlike_forced: int
     """Answer tokens that are not the likeliest where the whole text is read at once: the reference's own noise."""
@@ -62,11 +68,11 @@ class About(_Section):
     checkpoint: Checkpoint
     dtype: str
     device: str
-    top_k: int
+    top_k: Count
     decoding: dict[str, Any]
     machine: dict[str, Any]
     versions: dict[str, str]
-    entries: list[Entry]
+    entries: Annotated[list[Entry], Field(min_length=1)]
 
 
 class Positions:
@@ -148,32 +154,79 @@ class Reference:
             raise ModelError(f"{path} is damaged, or no reference ({error})", hint=_AGAIN) from error
         if text is None:
             raise ModelError(f"{path} is no reference of glm4-edge", hint=_AGAIN)
-        try:
-            about = About.model_validate_json(text)
-            return cls(about, _cut(about, arrays))
-        except (ValidationError, KeyError, ValueError) as error:
-            raise ModelError(f"{path} is damaged or from another version", hint=_AGAIN) from error
+        about = _about(path, text)
+        positions = _cut(path, about, arrays)
+        for entry, numbers in zip(about.entries, positions, strict=True):
+            fault = _fault(numbers, about.checkpoint.vocab_size)
+            if fault is not None:
+                raise ModelError(f"{path} is damaged: in the prompt '{entry.id}' {fault}", hint=_AGAIN)
+        return cls(about, positions)
 
 
 _AGAIN = "Make it again with: glm4-edge reference CHECKPOINT FILE"
 
 
-def _cut(about: About, arrays: dict[str, NDArray[Any]]) -> list[Positions]:
+def _about(path: Path, text: str) -> About:
+    """What the header says.
+
+    Raises:
+        ModelError: another version wrote it, or a figure in it cannot be.
+    """
+    try:
+        content = json.loads(text, parse_constant=_no_number)
+        found = content.get("format") if isinstance(content, dict) else None
+        if isinstance(found, int) and found != FORMAT:
+            raise ModelError(
+                f"{path} has format {found}; this version reads format {FORMAT}",
+                hint="Update glm4-edge, or make it again with this version." if found > FORMAT else _AGAIN,
+            )
+        return About.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ModelError(f"{path} is damaged: {where}: {first['msg']}", hint=_AGAIN) from error
+    except ValueError as error:
+        raise ModelError(f"{path} is damaged: its header is no JSON", hint=_AGAIN) from error
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON's")
+
+
+def _fault(numbers: Positions, vocab_size: int) -> str | None:
+    """What of one prompt's numbers cannot be; None where all can."""
+    for what, ids in (("a token", numbers.tokens), ("one of the likeliest tokens", numbers.top_ids)):
+        outside = ids[(ids < 0) | (ids >= vocab_size)]
+        if len(outside):
+            return f"{what} is {outside[0]}, outside the vocabulary of {vocab_size:,}"
+    for what, values in (
+        ("a logit", numbers.top_logits),
+        ("a log-sum-exp", numbers.log_sum_exp),
+        ("a log-probability", numbers.next_log_probs),
+    ):
+        wrong = values[~np.isfinite(values)]
+        if len(wrong):
+            return f"{what} is {wrong[0]}"
+    return None
+
+
+def _cut(path: Path, about: About, arrays: dict[str, NDArray[Any]]) -> list[Positions]:
     """The joined arrays, one piece for each entry.
 
     Raises:
-        ValueError: of another format, or the pieces are not all there.
+        ModelError: the pieces are not all there.
     """
-    if about.format != FORMAT:
-        raise ValueError(about.format)
     lengths = [entry.prompt_tokens + entry.answer_tokens for entry in about.entries]
     rows = sum(lengths) - len(lengths)
     expected = {
         "tokens": (sum(lengths),), "top_ids": (rows, about.top_k), "top_logits": (rows, about.top_k),
         "log_sum_exp": (rows,), "next_log_probs": (rows,),
     }  # fmt: skip
-    if {name: arrays[name].shape for name in expected} != expected:
-        raise ValueError("the arrays do not fit the entries")
+    for name, shape in expected.items():
+        found = arrays[name].shape if name in arrays else None
+        if found != shape:
+            there = "is missing" if found is None else f"has the shape {list(found)}"
+            raise ModelError(f"{path} is damaged: {name} {there}, and its prompts need {list(shape)}", hint=_AGAIN)
     out, token, row = [], 0, 0
     for length in lengths:
         span = slice(row, row + length - 1)

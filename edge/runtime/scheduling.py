@@ -5,33 +5,68 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from edge.errors import ContextError, ResourceError
+from edge.npu import npu_lengths
+from edge.runtime import devices
 from edge.runtime import plan as plans
+from edge.runtime.cores import usable_threads
+from edge.runtime.machine import Machine
 from edge.runtime.settings import Settings
 
 
-def schedule(folder: Path, settings: Settings) -> tuple[int, dict[str, Any]]:
+def schedule(
+    folder: Path, settings: Settings, *, machine: Machine | None = None, ask: devices.Ask = devices.ask
+) -> tuple[int, dict[str, Any]]:
     """Tokens of context to run with, and `SchedulerConfig` as plain values.
+
+    Args:
+        machine: where memory and cores are; None: this one.
+        ask: a device's properties.
 
     Raises:
         ContextError: the model reads less than was asked for.
         ResourceError: what was asked for does not fit into memory.
+        UsageError: the device keeps no cache in the precision that was asked for.
     """
     shape = plans.Shape.read(folder)
-    memory = psutil.virtual_memory()
-    threads = psutil.cpu_count(logical=False) or 1
+    made = _weighed(folder, shape, settings, machine or Machine(), ask)
+    values = plans.scheduler(
+        settings.device, plans.cache_for(made, shape), sparse=settings.sparse, evict_beyond=settings.evict_beyond,
+        prefix_cache=settings.prefix_cache,
+    )  # fmt: skip
+    return made.context, values
+
+
+def npu_schedule(
+    folder: Path, settings: Settings, *, machine: Machine | None = None, ask: devices.Ask = devices.ask
+) -> tuple[int, int]:
+    """MAX_PROMPT_LEN and MIN_RESPONSE_LEN to compile the NPU's shapes for; see `npu_lengths`.
+
+    Raises:
+        ContextError, ResourceError, UsageError: as `schedule`; the last also for a context without room for a prompt.
+    """
+    made = _weighed(folder, plans.Shape.read(folder), settings, machine or Machine(), ask)
+    return npu_lengths(made.context)
+
+
+def _weighed(
+    folder: Path, shape: plans.Shape, settings: Settings, machine: Machine, ask: devices.Ask
+) -> plans.Plan:  # fmt: skip
+    """The plan of the context that was asked for, or else of the one that is chosen."""
+    device, threads = settings.device, usable_threads(machine)
     asked = str(settings.properties.get("KV_CACHE_PRECISION", ""))
-    precision = next(
-        (each for each in plans.KV_PRECISIONS if each == asked), plans.kv_default(settings.device)
-    )  # a plugin may know others; they are planned for as its default
+    precision = plans.kv_default(device)
+    for each in plans.KV_PRECISIONS:  # a plugin may know others; they are planned for as its default
+        if each == asked:
+            plans.check_kv(device, asked)
+            precision = each
+    room = devices.room("CPU" if settings.rehearse else device, machine, ask)
     context = settings.context or plans.choose_context(
-        shape, settings.device, memory.available, kv_precision=precision, threads=threads
+        shape, device, room.available, kv_precision=precision, threads=threads
     )
     made = plans.plan(
-        shape, context, device=settings.device, kv_precision=precision, available=memory.available,
-        total=memory.total, threads=threads,
+        shape, context, device=device, kv_precision=precision, available=room.available, total=room.total,
+        threads=threads,
     )  # fmt: skip
     if settings.context is not None and context > made.model_context:
         raise ContextError(
@@ -39,12 +74,9 @@ def schedule(folder: Path, settings: Settings) -> tuple[int, dict[str, Any]]:
             hint=f"Ask for at most --context {made.model_context}.",
         )
     if settings.context is not None and not made.fits:
+        on = "" if device == "CPU" else f" --device {device}"
         raise ResourceError(
             made.verdict.removeprefix("no: "),
-            hint=f"glm4-edge plan {folder} --context {context} says what would have to change.",
+            hint=f"glm4-edge plan {folder} --context {context}{on} says what would have to change.",
         )
-    blocks = plans.cache_for(made, shape)
-    return context, plans.scheduler(
-        settings.device, blocks, sparse=settings.sparse, evict_beyond=settings.evict_beyond,
-        prefix_cache=settings.prefix_cache,
-    )  # fmt: skip
+    return made

@@ -176,3 +176,9 @@ def test_a_process_number_that_is_anothers_by_now(choices: Choices, model: Path,
         assert choices.crashed(model, GPU)
         mark.write_text("{")
         assert choices.crashed(model, GPU)
+
+
+def test_the_first_gpu_has_one_record_under_both_of_its_names(choices: Choices, model: Path) -> None:
+    choices.keep(model, dataclasses.replace(GPU, device="GPU.0"), WRONG)
+    assert choices.get(model, GPU) == WRONG
+    assert choices.get(model, dataclasses.replace(GPU, device="GPU.1")) is None

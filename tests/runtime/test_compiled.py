@@ -90,6 +90,10 @@ def test_what_the_compiler_does_not_see_does_not_matter(model: Path) -> None:
     assert made(model, GPU) == made(model, dataclasses.replace(GPU, context=512, sparse="xattention", evict_beyond=900))
 
 
+def test_the_first_gpu_has_one_under_both_of_its_names(model: Path) -> None:
+    assert made(model, Settings("GPU.0")) == made(model, GPU) != made(model, Settings("GPU.1"))
+
+
 def test_a_rehearsal_has_its_own(model: Path) -> None:
     real = made(model, NPU)
     assert made(model, dataclasses.replace(NPU, rehearse=True)) != real and real.exists()

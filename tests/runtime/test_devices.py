@@ -11,10 +11,10 @@ import openvino as ov
 import psutil
 import pytest
 
-from edge.errors import DeviceError
+from edge.errors import DeviceError, ModelError
 from edge.manifest import FORMAT, Architecture, Manifest, Source
 from edge.runtime import devices
-from edge.runtime.machine import Sight, look
+from edge.runtime.machine import Machine, Memory, Sight, look
 
 
 def manifest(**changes: Any) -> Manifest:
@@ -73,6 +73,69 @@ def test_auto_goes_by_the_model_and_by_what_failed(target: str, failed: list[str
     assert found == expected
 
 
+TWO = {
+    ("GPU.0", "DEVICE_TYPE"): "Type.INTEGRATED", ("GPU.0", "GPU_DEVICE_TOTAL_MEM_SIZE"): 28_000_000_000,
+    ("GPU.1", "DEVICE_TYPE"): "Type.DISCRETE", ("GPU.1", "GPU_DEVICE_TOTAL_MEM_SIZE"): 12_000_000_000,
+    ("GPU.2", "DEVICE_TYPE"): "Type.DISCRETE", ("GPU.2", "GPU_DEVICE_TOTAL_MEM_SIZE"): 16_000_000_000,
+}  # fmt: skip
+
+
+def test_auto_takes_a_discrete_gpu_with_more_memory_first() -> None:
+    def ask(device: str, name: str) -> Any:
+        return TWO.get((device, name))
+
+    assert devices.automatic(None, ["CPU", "GPU.0", "GPU.1", "GPU.2"], ask) == ["GPU.2", "GPU.1", "GPU.0", "CPU"]
+    assert devices.automatic(None, ["CPU", "GPU.0", "GPU.1"], lambda *_: None) == ["GPU.0", "GPU.1", "CPU"]
+    assert devices.automatic(manifest(target="npu"), ["CPU", "GPU", "NPU"]) == ["NPU", "GPU", "CPU"]
+
+
+def test_openvinos_own_words_for_the_kinds_of_gpu() -> None:
+    from openvino.properties.device import Type
+
+    kinds = {"GPU.0": Type.INTEGRATED, "GPU.1": Type.DISCRETE}
+    assert devices.automatic(None, list(kinds), lambda device, name: kinds[device] if name == "DEVICE_TYPE" else 1) == [
+        "GPU.1", "GPU.0",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("device", "here", "total", "available", "assumed"),
+    [
+        ("CPU", 32, 32, 24, False), ("GPU.1", 32, 12, 12, True), ("GPU.0", 32, 28, 24, False),
+        ("GPU.0", 20, 20, 20, False),
+        ("GPU.3", 32, 32, 24, True), ("NPU", 32, 32, 24, True), ("HETERO:GPU.1,CPU", 32, 32, 24, False),
+    ],
+)  # fmt: skip
+def test_the_memory_of_a_device(device: str, here: int, total: int, available: int, assumed: bool) -> None:
+    """A discrete GPU's own, else this machine's, and of a GPU that shares it no more than its driver gives."""
+    gb = 10**9
+    machine = Machine(root=Path("nowhere"), memory=lambda: Memory(here * gb, min(24, here) * gb, 0))
+    found = devices.room(device, machine, lambda name, what: TWO.get((name, what)))
+    assert (found.total, found.available, found.assumed is not None) == (total * gb, available * gb, assumed)
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [("CPU", True), ("GPU", True), ("GPU.1", True), ("NPU", False), ("HETERO:GPU,CPU", False)],
+)
+def test_where_several_answers_are_made_at_once(device: str, expected: bool) -> None:
+    assert devices.together(device) is expected
+
+
+def test_one_name_for_the_first_gpu() -> None:
+    names = ["CPU", "GPU", "GPU.0", "GPU.1", "HETERO:GPU.0,CPU"]
+    assert [devices.canonical(name) for name in names] == ["CPU", "GPU", "GPU", "GPU.1", "HETERO:GPU,CPU"]
+
+
+def test_a_damaged_ir_is_a_sentence_before_anything_is_compiled(tmp_path: Path) -> None:
+    write_model(tmp_path, target="npu")
+    path = tmp_path / "openvino_model.xml"
+    path.write_bytes(b"x" * path.stat().st_size)
+    with pytest.raises(ModelError, match=r"openvino_model\.xml is damaged: ") as caught:
+        devices.illegal("NPU", Manifest.read(tmp_path), tmp_path)
+    assert "\n" not in caught.value.message
+
+
 def write_model(
     folder: Path, weights: bytes = b"weights", notes: Mapping[str, str] = MappingProxyType({}), **changes: Any
 ) -> Path:
@@ -119,7 +182,7 @@ def test_what_a_laptop_tells_of_its_devices() -> None:
     assert found["GPU"].precisions == ("FP32", "FP16", "INT8")
     assert (found["GPU"].memory_bytes, found["GPU"].free_bytes) == (18_000_000_000, None)
     assert (found["NPU"].driver, found["NPU"].free_bytes) == ("32001004", 16_000_000_000)
-    assert found["CPU"].driver is None and found["CPU"].memory_bytes == psutil.virtual_memory().total
+    assert found["CPU"].driver is None and found["CPU"].memory_bytes == Machine().room().total
     assert all(facts.absent is None and facts.why_not is None and facts.needs_bytes is None for facts in found.values())
     assert devices.identity("HETERO:GPU,CPU", laptop) == (
         "Intel(R) Arc(TM) 140V GPU (iGPU), driver 32.0.101.6987 + Intel(R) Core(TM) Ultra 7 258V"
@@ -164,6 +227,7 @@ class TestWithAModel:
         monkeypatch.setitem(LAPTOP, ("GPU", "GPU_DEVICE_TOTAL_MEM_SIZE"), needs // 2)
         memory = SimpleNamespace(total=2 * needs, available=needs // 2)
         monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+        monkeypatch.setattr(Machine, "memory_limit", lambda self: None)
         found = described(folder, ["CPU", "GPU"])
         assert "it needs 0.1 GB of memory, of 0.1 GB" in str(found["GPU"].why_not)
         assert found["CPU"].why_not is None and "are free" in str(found["CPU"].remark)

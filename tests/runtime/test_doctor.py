@@ -9,7 +9,7 @@ import pytest
 
 from edge.files import HOME_VARIABLE
 from edge.manifest import Check, Manifest
-from edge.runtime import doctor, probes_system
+from edge.runtime import doctor, probes_cpu, probes_memory, probes_system
 from edge.runtime.doctor import document, examine
 from edge.runtime.finding import Finding, Patient
 from edge.runtime.machine import Sight
@@ -167,3 +167,20 @@ def test_the_document_is_plain_and_stable(tmp_path: Path) -> None:
     assert told["machine"]["cpu"] == CPU_SEEN["CPU"]["name"]
     assert told["machine"]["cores"]["physical"] == 4
     assert told["problems"] == 0
+
+
+def test_a_cache_folder_below_a_file_is_a_problem(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (finding,) = disk(Patient(machine(tmp_path, home=tmp_path / "file" / "home")))
+    assert finding.state == "problem" and f"{tmp_path / 'file'} is no folder" in finding.what
+    assert HOME_VARIABLE in (finding.mend or "")
+
+
+def test_odd_cgroup_files_end_no_examination(tmp_path: Path) -> None:
+    which = machine(tmp_path, home=tmp_path)
+    groups = {"memory.max": "500000000", "memory.current": "max", "cpu.max": "100000 0"}
+    write(tmp_path, **{"proc/self/cgroup": "garbage\n0::/\n"}, **{f"sys/fs/cgroup/{n}": t for n, t in groups.items()})
+    findings = examine(machine=which, probes=(probes_memory.memory, probes_cpu.cores))
+    assert [finding.name for finding in findings] == ["memory", "cores"]
+    assert not any("could not be examined" in finding.what for finding in findings)
+    json.dumps(document(findings, machine=which), allow_nan=False)

@@ -71,8 +71,11 @@ def test_openvino_is_asked_once(tmp_path: Path) -> None:
         ({"proc/self/cgroup": "4:memory:/a\n",
           "sys/fs/cgroup/memory/a/memory.limit_in_bytes": "9223372036854771712\n"}, None),
         ({}, None),
+        ({"proc/self/cgroup": "garbage\n\n:::\n0::\n", "sys/fs/cgroup/memory.max": "4000000000\n"}, None),
+        ({"proc/self/cgroup": "garbage\n0::/\n", "sys/fs/cgroup/memory.max": "²\n"}, None),
     ],
-    ids=["a group above", "v2 in a container", "the host's path", "v1 in a container", "v1 without", "none"],
+    ids=["a group above", "v2 in a container", "the host's path", "v1 in a container", "v1 without", "none", "garbage",
+         "no number"],
 )  # fmt: skip
 def test_the_memory_that_a_cgroup_leaves(tmp_path: Path, files: dict[str, str], limit: int | None) -> None:
     write(tmp_path, **files)
@@ -86,8 +89,30 @@ def test_what_the_page_cache_holds_is_not_used(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("limit", "used", "room"),
+    [
+        ("8000000000", "3000000000", (8_000_000_000, 5_000_000_000)),
+        ("8000000000", "9000000000", (8_000_000_000, 0)),
+        ("8000000000", "max", (8_000_000_000, 8_000_000_000)),  # no kernel says so, and no plan ends for it
+        ("30000000000", "1", (30_000_000_000, 24_000_000_000)),  # the machine itself has less
+        ("64000000000", "1", (32_000_000_000, 24_000_000_000)),
+        ("max", "1", (32_000_000_000, 24_000_000_000)),
+    ],
+)  # fmt: skip
+def test_the_memory_that_this_process_can_have(tmp_path: Path, limit: str, used: str, room: tuple[int, int]) -> None:
+    write(tmp_path, **{"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": limit,
+                       "sys/fs/cgroup/memory.current": used})  # fmt: skip
+    found = machine(tmp_path).room()
+    assert (found.total, found.available) == room
+
+
+@pytest.mark.parametrize(
     ("files", "limit"),
     [
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "100000 0\n"}, 1.0),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "0 100000\n"}, None),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "100000 often\n"}, 1.0),
+        ({"proc/self/cgroup": "3:cpu:/\n", "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "200000\n"}, 2.0),
         ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "150000 100000\n"}, 1.5),
         ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"}, None),
         ({"proc/self/cgroup": "3:cpu,cpuacct:/\n", "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "200000\n",

@@ -4,13 +4,15 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-from edge.runtime import probes_cpu
+from edge.runtime import cores as cores_module
+from edge.runtime.cores import Cores, count_cores, usable_threads
 from edge.runtime.cores_windows import parse
 from edge.runtime.finding import Finding, Patient
 from edge.runtime.machine import Machine
-from edge.runtime.probes_cpu import Cores, cores, count_cores, features, processor, usable_threads
+from edge.runtime.probes_cpu import cores, features, processor
 from tests.laptops import machine, write
 
 CPU = "sys/devices/system/cpu"
@@ -136,7 +138,7 @@ def test_windows_records_are_read() -> None:
 def test_windows_classes_become_kinds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kinds: Any, expected: tuple[Any, ...]
 ) -> None:
-    monkeypatch.setattr(probes_cpu, "core_kinds", lambda: kinds)
+    monkeypatch.setattr(cores_module, "core_kinds", lambda: kinds)
     found = count_cores(machine(tmp_path, system="Windows"))
     assert (found.performance, found.efficient, found.low_power) == expected
     assert found.logical
@@ -149,3 +151,23 @@ def test_this_processor_is_told_truly() -> None:
     words = next((line for line in text.splitlines() if line.startswith("flags")), "").split()
     assert finding.figures.get("avx2", False) == ("avx2" in words)
     assert finding.figures.get("amx", False) == ("amx_tile" in words)
+
+
+@pytest.mark.parametrize(
+    ("limits", "threads"),
+    [({"affinity": lambda: 2}, 2), ({"affinity": lambda: None}, 4), ({"quota": "150000 100000"}, 2),
+     ({"quota": "garbage 0"}, 4), ({"quota": "0 100000"}, 4)],
+)  # fmt: skip
+def test_threads_are_what_this_process_may_use(tmp_path: Path, limits: dict[str, Any], threads: int) -> None:
+    quota = limits.pop("quota", None)
+    which = machine(tmp_path, **limits)
+    if quota is not None:
+        write(tmp_path, **{"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": quota})
+    assert usable_threads(which) == threads
+
+
+def test_a_list_of_processors_that_no_machine_has(tmp_path: Path) -> None:
+    which = machine(tmp_path)
+    write(tmp_path, **{"sys/devices/system/cpu/online": "0-99999999999\n"})
+    found = count_cores(which)
+    assert found.logical == psutil.cpu_count()

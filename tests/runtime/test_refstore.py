@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -104,11 +105,85 @@ def test_what_is_no_reference_is_refused(tmp_path: Path) -> None:
         refstore.Reference.read(path)
 
 
+def refused(made: refstore.Reference, path: Path) -> str:
+    made.write(path)
+    with pytest.raises(ModelError) as caught:
+        refstore.Reference.read(path)
+    assert str(path) in caught.value.message and "\n" not in caught.value.message
+    return caught.value.message
+
+
 @pytest.mark.parametrize(
-    "change", [{"format": 99}, {"top_k": 7}, {"entries": []}], ids=lambda change: next(iter(change))
+    ("change", "said"),
+    [
+        ({"format": 99}, "has format 99; this version reads format 1"),
+        ({"top_k": 7}, "top_ids has the shape [9, 8], and its prompts need [9, 7]"),
+        ({"top_k": 0}, "top_k: Input should be greater than 0"),
+        ({"entries": []}, "entries: List should have at least 1 item"),
+        ({"decoding": {"x": float("nan")}}, None),
+    ],
+    ids=lambda change: next(iter(change)) if isinstance(change, dict) else "",
 )
-def test_what_does_not_fit_together_is_refused(change: dict[str, object], tmp_path: Path) -> None:
+def test_what_does_not_fit_together_is_refused(change: dict[str, object], said: str | None, tmp_path: Path) -> None:
     made = make()
-    refstore.Reference(made.about.model_copy(update=change), made.positions).write(tmp_path / "tiny.ref")
-    with pytest.raises(ModelError, match="damaged or from another version"):
-        refstore.Reference.read(tmp_path / "tiny.ref")
+    other = refstore.Reference(made.about.model_copy(update=change), made.positions)
+    if said is None:  # is written as null, and so never read as anything but JSON
+        other.write(tmp_path / "tiny.ref")
+        found = refstore.Reference.read(tmp_path / "tiny.ref")
+        assert json.dumps(found.about.model_dump(mode="json"), allow_nan=False)
+    else:
+        assert said in refused(other, tmp_path / "tiny.ref")
+
+
+def test_a_newer_version_is_the_way_out_of_a_newer_format(tmp_path: Path) -> None:
+    made = make()
+    for number, hint in ((refstore.FORMAT + 1, "Update glm4-edge"), (0, "Make it again")):
+        refstore.Reference(made.about.model_copy(update={"format": number}), made.positions).write(tmp_path / "a.ref")
+        with pytest.raises(ModelError) as caught:
+            refstore.Reference.read(tmp_path / "a.ref")
+        assert caught.value.hint.startswith(hint)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("prompt_tokens", -2, "entries.0.prompt_tokens: Input should be greater than or equal to 2"),
+        ("prompt_tokens", 1, "entries.0.prompt_tokens: Input should be greater than or equal to 2"),
+        ("answer_tokens", 0, "entries.0.answer_tokens: Input should be greater than 0"),
+        ("prompt_tokens", 6, "tokens has the shape [11], and its prompts need [12]"),
+        ("ttft_s", -1.0, "entries.0.ttft_s: Input should be greater than or equal to 0"),
+    ],
+)
+def test_an_entry_that_cannot_be_is_refused(name: str, value: float, said: str, tmp_path: Path) -> None:
+    made = make()
+    entries = [made.about.entries[0].model_copy(update={name: value}), *made.about.entries[1:]]
+    about = made.about.model_copy(update={"entries": entries})
+    assert said in refused(refstore.Reference(about, made.positions), tmp_path / "tiny.ref")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("tokens", 160, "in the prompt 'p1' a token is 160, outside the vocabulary of 160"),
+        ("tokens", -7, "a token is -7, outside"),
+        ("top_ids", 10**6, "one of the likeliest tokens is 1000000, outside the vocabulary of 160"),
+        ("top_ids", -1, "one of the likeliest tokens is -1, outside"),
+        ("log_sum_exp", np.nan, "a log-sum-exp is nan"),
+        ("top_logits", np.inf, "a logit is inf"),
+        ("next_log_probs", np.nan, "a log-probability is nan"),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused(name: str, value: float, said: str, tmp_path: Path) -> None:
+    made = make()
+    getattr(made.positions[1], name)[-1] = value
+    assert said in refused(made, tmp_path / "tiny.ref")
+
+
+def test_a_header_with_what_is_no_json_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.ref"
+    make().write(path)
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b'\\"ttft_s\\":0.5', b'\\"ttft_s\\":NaN', 1))
+    assert path.read_bytes() != data
+    with pytest.raises(ModelError, match="its header is no JSON"):
+        refstore.Reference.read(path)

@@ -129,10 +129,12 @@ def ui(model: str, port: int | None, system: str | None, stop: tuple[str, ...], 
     from edge.ui import web
 
     web.require()
+    web.check_port(port)
     asked = Sampling(stop=stop, **_taken(options, Sampling))
     samplings.check(asked)
-    with _loaded(model, read=lambda: None, **options) as (engine, _):
-        click.echo(web.serve(web.build(engine, asked, system), port=port))
+    remarks: list[str] = []
+    with _loaded(model, read=lambda: None, remarks=remarks, **options) as (engine, _):
+        click.echo(web.serve(web.build(engine, asked, system, "\n\n".join(remarks)), port=port))
         say("Ctrl-C ends it.")
         while True:  # in pieces: Windows does not interrupt one long wait
             time.sleep(1)
@@ -147,8 +149,12 @@ def _taken(options: dict[str, Any], kind: type) -> dict[str, Any]:
 def _loaded(
     model: str, *, read: Callable[[], str | None], device: str, no_fallback: bool, rehearse: bool, context: int | None,
     kv_precision: str | None, sparse: Sparse | None, evict_beyond: int | None, yes: bool,
+    remarks: list[str] | None = None,
 ) -> Iterator[tuple[Guarded, str | None]]:  # fmt: skip
-    """The model on the device, and the piped prompt if there is one: bad input is met before the loading."""
+    """The model on the device, and the piped prompt if there is one: bad input is met before the loading.
+
+    What is said on the way, why another device was taken for one, is also put into `remarks`.
+    """
     from edge.npu import REHEARSED
     from edge.runtime import devices
     from edge.runtime import plan as plans
@@ -181,8 +187,13 @@ def _loaded(
 
     from edge.runtime.guarded import open_guarded
 
+    def remark(line: str) -> None:
+        say(line)
+        if remarks is not None:
+            remarks.append(line)
+
     with progress_lines() as progress:
-        engine = open_guarded(folder, wanted, fallback=not no_fallback, say=say, progress=progress)
+        engine = open_guarded(folder, wanted, fallback=not no_fallback, say=remark, progress=progress)
     with engine:
         yield engine, prompt
 

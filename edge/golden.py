@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edge.errors import ModelError
+from edge.files import as_others, check_readable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -78,6 +79,7 @@ def write(golden: Golden, folder: Path) -> None:
     }  # fmt: skip
     whole = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     save_file(whole, folder / FILE_NAME, {"format": FORMAT})
+    as_others(folder / FILE_NAME)
 
 
 def read(folder: Path) -> Golden | None:
@@ -91,6 +93,7 @@ def read(folder: Path) -> Golden | None:
     path = folder / FILE_NAME
     if not path.is_file():
         return None
+    check_readable(path)
     try:
         with safe_open(path, "numpy") as file:
             told = (file.metadata() or {}).get("format")

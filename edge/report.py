@@ -35,7 +35,8 @@ def summary(made: Manifest) -> str:
             better = "--calibrate" if made.target == "npu" else "--weights int8"  # the NPU takes 4 bits only
             tried = made.target == "npu" and made.recipe.get("scale_estimation")
             lines.append(
-                "  That is noticeably worse than the checkpoint" + ("." if tried else f"; {better} keeps more.")
+                "  That is noticeably worse than the checkpoint"
+                + ("." if tried else f"; glm4-edge export with {better} keeps more.")
             )
     if made.target == "npu" and all(check.name != "npu rehearsal" for check in made.checks):
         lines.append("  not rehearsed for the NPU: that would take the memory of the whole model")

@@ -75,7 +75,7 @@ def test_a_device_that_is_not_here(pocket_dir: Path) -> None:
 def test_a_prompt_beyond_the_context(pocket_dir: Path) -> None:
     done = chat(str(pocket_dir), text="word " * 9000)
     assert done.returncode == 1 and done.stdout == ""
-    assert "8,191 are left for it of a context of 8,192" in done.stderr
+    assert "the context of 8,192 has room for 8,191" in done.stderr
 
 
 def test_empty_input(pocket_dir: Path) -> None:
@@ -144,4 +144,4 @@ def test_in_a_terminal_the_export_is_offered(answer: str, tmp_path: Path, monkey
 def test_no_checkpoint_behind_the_name(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     assert _run(["chat", "no-such-model", "--yes"]) == 1
-    assert "no-such-model is no exported model" in capsys.readouterr().err
+    assert "there is no folder no-such-model" in capsys.readouterr().err

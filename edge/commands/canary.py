@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,12 +14,12 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="Hold a device against a model's golden logits.")
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("model")
 @click.option("--device", default="AUTO", show_default=True, help="AUTO, CPU, GPU, GPU.n or NPU.")
 @click.option("--rehearse", is_flag=True, help="Run the NPU's fixed shapes on the CPU, for want of an NPU.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
-def canary(folder: Path, device: str, rehearse: bool, as_json: bool) -> None:
-    """Hold what a device says of a known text against the exported model in DIR, and end with 0 if it is right.
+def canary(model: str, device: str, rehearse: bool, as_json: bool) -> None:
+    """Hold what a device says of a known text against the exported MODEL, and end with 0 if it is right.
 
     An export keeps golden logits: what its own bits say of a text after prompts of several lengths, in exact
     arithmetic. The device reads the same prompts, at once and one token after the other, and its logits are compared:
@@ -33,13 +32,14 @@ def canary(folder: Path, device: str, rehearse: bool, as_json: bool) -> None:
       glm4-edge canary ./glm4-npu --device NPU --rehearse
     """
     from edge import golden as goldens
+    from edge.commands.named import exported
     from edge.errors import DeviceError, ModelError
     from edge.manifest import Manifest
     from edge.runtime import devices
     from edge.runtime.canary import thorough
     from edge.runtime.settings import Settings
 
-    folder = folder.expanduser()
+    folder = exported(model, "NPU" if rehearse else device)
     made = Manifest.read(folder)
     golden = goldens.read(folder)
     if golden is None:

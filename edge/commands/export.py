@@ -26,10 +26,11 @@ WEIGHTS = ("int4", "int8", "bf16", "fp16")
 @click.option(
     "--for",
     "target",
-    type=click.Choice(TARGETS),
+    type=click.Choice((*TARGETS, "gpu")),
+    callback=lambda _context, _option, target: "igpu" if target == "gpu" else target,
     default="cpu",
     show_default=True,
-    help="Device the recipe is chosen for. The NPU takes symmetric int4 only.",
+    help="Device the recipe is chosen for; gpu is igpu. The NPU takes symmetric int4 only.",
 )
 @click.option(
     "--weights",

@@ -142,6 +142,7 @@ def check_output(out: Path) -> None:
         if path.is_file():
             raise OutputError(f"{path} is a file", hint="Name a folder that does not exist yet.")
     check_place(out)
+    check_room(out, 1, f"the export to {out}")
     if not out.is_dir() or not any(out.iterdir()):
         return
     ours = manifest.files_of(out)

@@ -36,10 +36,9 @@ def check_room(folder: Path, needed_bytes: int, purpose: str, variable: str = HO
         OutputError: less than `needed_bytes` free.
     """
     existing = existing_part(folder)
-    usage = shutil.disk_usage(existing)
-    if not usage.total:
+    free = shutil.disk_usage(existing).free
+    if not free and not shutil.disk_usage(existing).total:
         raise OutputError(f"{folder} cannot be written ({existing} is on no disk)", hint="Name a folder on a disk.")
-    free = usage.free
     if free < needed_bytes:
         raise OutputError(
             f"{purpose} needs {needed_bytes / 1e9:.2f} GB at {existing}, where {free / 1e9:.2f} GB are free",

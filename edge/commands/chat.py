@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edge.commands.export import default_folder, export_model
-from edge.commands.named import is_exported, is_name, target_for
+from edge.commands.export import default_folder, export_model, is_exported
+from edge.commands.named import is_name, target_for
 from edge.errors import ModelError, UsageError
 from edge.report import progress_lines, say, summary
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edge.commands.export import default_folder
+from edge.commands.export import default_folder, is_exported
 from edge.errors import ModelError
 from edge.report import say
 
@@ -48,13 +48,6 @@ def is_name(model: str) -> bool:
     if model == pocket.NAME:
         return not given.is_dir() or not any(given.glob("openvino_*"))
     return hub.is_repository(model) or is_checkpoint(given)
-
-
-def is_exported(folder: Path) -> bool:
-    """Whether an export was made into `folder`."""
-    from edge.manifest import FILE_NAME
-
-    return (folder / FILE_NAME).is_file()
 
 
 def is_checkpoint(folder: Path) -> bool:

@@ -236,10 +236,12 @@ class _Chat:
     def _stats(self, _: str) -> None:
         used = self._engine.count_tokens(self._conversation.messages())
         limit = self._engine.context_length
-        full = "" if used <= limit else f"; the conversation has {used:,}, and its oldest turns are no longer read"
+        filled = f"{used:,} of {limit:,} tokens"
+        if used > limit:
+            filled = f"{limit:,} tokens; the conversation has {used:,}, and its oldest turns are no longer read"
         lines = [
             f"model     {self._engine.name} on {self._engine.device}",
-            f"context   {min(used, limit):,} of {limit:,} tokens{full}",
+            f"context   {filled}",
             f"answers   {self._answers:,}, {_count(self._tokens, 'token')}",
         ]
         if self._last is not None:

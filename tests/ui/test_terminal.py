@@ -264,6 +264,13 @@ def test_the_model_cannot_steer_the_terminal(monkeypatch: pytest.MonkeyPatch) ->
     assert screen.getvalue() == "a[31mbcd\te\n"
 
 
+def test_stats_of_a_conversation_that_outgrew_the_context(capsys: pytest.CaptureFixture[str]) -> None:
+    chat("x" * 9, "y" * 8, "/system zzzz", "/Stats", engine=EchoEngine(context_length=30))
+    assert "context   30 tokens; the conversation has 34, and its oldest turns are no longer read" in (
+        capsys.readouterr().err
+    )
+
+
 @pytest.mark.parametrize(
     ("usage", "line"),
     [

@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from edge.runtime.canary import Finding
 
 
-@click.command(short_help="Hold a device against a model's golden logits.")
+@click.command(short_help="Check that a device computes a model right.")
 @click.argument("model")
 @click.option("--device", default="AUTO", show_default=True, help="AUTO, CPU, GPU, GPU.n or NPU.")
 @click.option("--rehearse", is_flag=True, help="Run the NPU's fixed shapes on the CPU, for want of an NPU.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def canary(model: str, device: str, rehearse: bool, as_json: bool) -> None:
-    """Hold what a device says of a known text against the exported MODEL, and end with 0 if it is right.
+    """Check that a device computes the exported MODEL right, and end with 0 if it does.
 
-    An export keeps golden logits: what its own bits say of a text after prompts of several lengths, in exact
-    arithmetic. The device reads the same prompts, at once and one token after the other, and its logits are compared:
+    An export keeps golden logits: what the model gives for a known text at prompts of several lengths, computed from
+    its own weights without OpenVINO. The device reads the same prompts, at once and one token after the other, and its logits are compared:
     KL divergence, the next token, the largest error, and whether they are numbers at all.
 
     \b

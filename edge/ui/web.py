@@ -65,6 +65,12 @@ def build(engine: ChatEngine, sampling: Sampling, system: str | None, remark: st
 
     running: dict[str, threading.Event] = {}
 
+    def warm_up() -> None:
+        with contextlib.suppress(EdgeError):  # the first answer meets the same fault, and says it
+            engine.warm_up()
+
+    threading.Thread(target=warm_up, name="warm-up").start()  # while the visitor types
+
     def answer(text: str, told: list[dict[str, str]], request: gradio.Request) -> Iterator[tuple[Any, ...]]:
         if not text.strip():
             yield gradio.skip(), gradio.skip(), gradio.skip()

@@ -22,8 +22,8 @@ def canary(model: str, device: str, rehearse: bool, as_json: bool) -> None:
     """Check that a device computes the exported MODEL right, and end with 0 if it does.
 
     An export keeps golden logits: what the model gives for a known text at prompts of several lengths, computed from
-    its own weights without OpenVINO. The device reads the same prompts, at once and one token after the other, and its logits are compared:
-    KL divergence, the next token, the largest error, and whether they are numbers at all.
+    its own weights without OpenVINO. The device reads the same prompts, at once and one token after the other, and its
+    logits are compared: KL divergence, the next token, the largest error, and whether they are numbers at all.
 
     \b
     Examples:

@@ -16,7 +16,7 @@ from pathlib import Path
 import platformdirs
 from filelock import FileLock, Timeout
 
-from edge.errors import OutputError
+from edge.errors import ModelError, OutputError
 
 HOME_VARIABLE = "GLM4_EDGE_HOME"
 PARTIAL_KEY = "partial.json"
@@ -37,10 +37,25 @@ def check_room(folder: Path, needed_bytes: int, purpose: str, variable: str = HO
     """
     existing = existing_part(folder)
     free = shutil.disk_usage(existing).free
+    if not free and not shutil.disk_usage(existing).total:
+        raise OutputError(f"{folder} cannot be written ({existing} is on no disk)", hint="Name a folder on a disk.")
     if free < needed_bytes:
         raise OutputError(
             f"{purpose} needs {needed_bytes / 1e9:.2f} GB at {existing}, where {free / 1e9:.2f} GB are free",
             hint=f"Free some space, name a folder on another disk, or set {variable} to one.",
+        )
+
+
+def check_readable(path: Path) -> None:
+    """Tell a file that this account may not read from one that is damaged.
+
+    Raises:
+        ModelError: it may not be read.
+    """
+    if not os.access(path, os.R_OK):
+        raise ModelError(
+            f"{path} may not be read by this account",
+            hint="Ask its owner for the right to read it: nothing needs to be exported again.",
         )
 
 
@@ -165,6 +180,18 @@ def delete(folder: Path) -> None:
             shutil.rmtree(folder, onexc=again)
         else:
             shutil.rmtree(folder, onerror=again)
+
+
+def as_others(path: Path) -> None:
+    """Give a file the permissions that new files get here; safetensors writes through one that is ours alone."""
+    if os.name == "nt":
+        return
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    beside.touch()  # the umask can be read only by changing it, for all threads
+    try:
+        path.chmod(stat.S_IMODE(beside.stat().st_mode))
+    finally:
+        beside.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from edge import manifest
 from edge.errors import ModelError
+from edge.files import as_others, check_readable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -84,6 +85,7 @@ def write(golden: Golden, folder: Path) -> str:
     }  # fmt: skip
     whole = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     save_file(whole, folder / FILE_NAME, {"format": FORMAT})
+    as_others(folder / FILE_NAME)
     return hashlib.sha256((folder / FILE_NAME).read_bytes()).hexdigest()
 
 
@@ -99,6 +101,7 @@ def read(folder: Path) -> Golden | None:
     path = folder / FILE_NAME
     if not path.is_file():
         return None
+    check_readable(path)
     try:
         with safe_open(path, "numpy") as file:
             told = (file.metadata() or {}).get("format")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edge.errors import ModelError
-from edge.files import write_text
+from edge.files import check_readable, write_text
 
 FILE_NAME = "edge.json"
 FORMAT = 1
@@ -90,10 +90,8 @@ class Manifest(_Section):
         """
         path = folder / FILE_NAME
         if not path.is_file():
-            raise ModelError(
-                f"{folder} holds no exported model: it has no {FILE_NAME}",
-                hint="Make one with: glm4-edge export MODEL OUT",
-            )
+            raise no_model(folder, FILE_NAME)
+        check_readable(path)
         try:
             manifest = cls.model_validate_json(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, ValidationError) as error:
@@ -113,7 +111,21 @@ class Manifest(_Section):
                     f"{folder} is damaged: {name} is missing or does not have its {size:,} bytes",
                     hint="Export the model again.",
                 )
+            if name.startswith("openvino_"):
+                check_readable(folder / name)
         return manifest
+
+
+def no_model(folder: Path, lacking: str) -> ModelError:
+    """What is wrong with a folder that was named as an exported model's and lacks one of its files."""
+    name_one = "Name a folder that `glm4-edge export` made, or a name it was exported by, such as pocket."
+    if folder.is_file():
+        return ModelError(f"{folder} is a file, not the folder of an exported model", hint=name_one)
+    if not folder.exists():
+        return ModelError(f"there is no folder {folder}", hint=name_one)
+    return ModelError(
+        f"{folder} holds no exported model: it has no {lacking}", hint="Make one with: glm4-edge export MODEL OUT"
+    )
 
 
 def files_of(folder: Path) -> set[str]:

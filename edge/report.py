@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -35,7 +36,8 @@ def summary(made: Manifest) -> str:
             better = "--calibrate" if made.target == "npu" else "--weights int8"  # the NPU takes 4 bits only
             tried = made.target == "npu" and made.recipe.get("scale_estimation")
             lines.append(
-                "  That is noticeably worse than the checkpoint" + ("." if tried else f"; {better} keeps more.")
+                "  That is noticeably worse than the checkpoint"
+                + ("." if tried else f"; glm4-edge export with {better} keeps more.")
             )
     if made.target == "npu" and all(check.name != "npu rehearsal" for check in made.checks):
         lines.append("  not rehearsed for the NPU: that would take the memory of the whole model")
@@ -63,6 +65,7 @@ def check_table(checks: Sequence[Check], left_out: Sequence[str]) -> str:
 
 
 _LOG_PERCENT, _LOG_SECONDS = 10, 10.0  # how often a log hears of a stage that goes on: both must have passed
+_SILENCE_SECONDS, _LONGEST_SILENCE_SECONDS, _BEAT_SECONDS = 3.0, 60.0, 0.25
 _POOR_AGREEMENT = 0.8
 _CHECKS: dict[str, Callable[[dict[str, Any]], str]] = {
     "tokenizer": lambda f: f"the tokenizer: equal to the checkpoint's on {f['texts']:,} texts",
@@ -103,24 +106,49 @@ _CHECKS: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 
 
+class _Log:
+    """Progress where there is no terminal: a line for each stage, some on the way, and ever rarer signs of life."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._stage, self._told, self._since, self._spoke = "", 0, 0.0, 0.0
+        self._silence = _SILENCE_SECONDS
+
+    def tell(self, stage: str, done: int, total: int) -> None:
+        percent, now = 100 * done // total if total else 0, time.monotonic()
+        with self._lock:
+            if stage != self._stage:
+                self._since, self._silence = now, _SILENCE_SECONDS
+                click.echo(f"{stage} …", err=True)
+            elif percent - self._told >= _LOG_PERCENT and now >= self._spoke + _LOG_SECONDS:
+                click.echo(f"{stage} … {percent} %, {now - self._since:.0f} s", err=True)
+            else:
+                return
+            self._stage, self._told, self._spoke = stage, percent, now
+
+    def beat(self, ended: threading.Event) -> None:
+        """Say how long a stage has taken so far when nothing else was said for a while."""
+        while not ended.wait(_BEAT_SECONDS):
+            with self._lock:
+                now = time.monotonic()
+                if self._stage and now - self._spoke >= self._silence:
+                    click.echo(f"{self._stage} … {now - self._since:.0f} s", err=True)
+                    self._spoke, self._silence = now, min(2 * self._silence, _LONGEST_SILENCE_SECONDS)
+
+
 @contextmanager
 def progress_lines() -> Iterator[Progress]:
     """A live line for each stage on a terminal, a plain line for each in a log; always on stderr."""
     if not sys.stderr.isatty():
-        last, told, due = "", 0, 0.0
-
-        def plain(stage: str, done: int, total: int) -> None:
-            nonlocal last, told, due
-            percent = 100 * done // total if total else 0
-            if stage != last:
-                click.echo(f"{stage} …", err=True)
-            elif percent - told >= _LOG_PERCENT and time.monotonic() >= due:
-                click.echo(f"{stage} … {percent} %", err=True)
-            else:
-                return
-            last, told, due = stage, percent, time.monotonic() + _LOG_SECONDS
-
-        yield plain
+        log = _Log()
+        ended = threading.Event()
+        beating = threading.Thread(target=log.beat, args=(ended,), name="progress", daemon=True)
+        beating.start()
+        try:
+            yield log.tell
+        finally:
+            ended.set()
+            beating.join()
         return
     from rich.console import Console
     from rich.progress import BarColumn, SpinnerColumn, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
@@ -130,11 +158,14 @@ def progress_lines() -> Iterator[Progress]:
                TimeElapsedColumn())  # fmt: skip
     with Bars(*columns, console=Console(stderr=True), transient=False) as bars:
         tasks: dict[str, TaskID] = {}
+        current = ""
 
         def live(stage: str, done: int, total: int) -> None:
+            nonlocal current
+            if stage != current and current in tasks:  # it is over, or waits for this one: its clock stops
+                bars.update(tasks[current], total=1, completed=1)
+            current = stage
             if stage not in tasks:
-                for task in tasks.values():  # the stage before is over
-                    bars.update(task, total=1, completed=1)
                 tasks[stage] = bars.add_task(stage, total=None)
             bars.update(tasks[stage], total=total or None, completed=done)
 

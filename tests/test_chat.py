@@ -77,7 +77,7 @@ def test_a_device_that_is_not_here(pocket_dir: Path) -> None:
 def test_a_prompt_beyond_the_context(pocket_dir: Path) -> None:
     done = chat(str(pocket_dir), text="word " * 9000)
     assert done.returncode == 1 and done.stdout == ""
-    assert "8,191 are left for it of a context of 8,192" in done.stderr
+    assert "the context of 8,192 has room for 8,191" in done.stderr
 
 
 def test_empty_input(pocket_dir: Path) -> None:
@@ -163,4 +163,4 @@ def test_a_conversation_that_outgrows_its_context_may_be_refused(
 def test_no_checkpoint_behind_the_name(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     assert _run(["chat", "no-such-model", "--yes"]) == 1
-    assert "no-such-model is no exported model" in capsys.readouterr().err
+    assert "there is no folder no-such-model" in capsys.readouterr().err

@@ -38,7 +38,7 @@ def chat(folder: Path, *options: str) -> int:
     ("options", "said"),
     [
         (["--device", "NPU", "--rehearse", "--kv-precision", "u8"], "the NPU keeps no cache in u8"),
-        (["--rehearse", "--kv-precision", "u4"], "the NPU keeps no cache in u4"),
+        (["--device", "NPU", "--rehearse", "--kv-precision", "u4"], "the NPU keeps no cache in u4"),
         (["--device", "NPU", "--kv-precision", "f32"], "the NPU keeps no cache in f32"),
         (["--device", "gpu", "--kv-precision", "u4"], "the GPU keeps no cache in u4"),
         (["--device", "AUTO", "--kv-precision", "f32", "--no-fallback"], "the GPU keeps no cache in f32"),

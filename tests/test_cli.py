@@ -15,6 +15,7 @@ import pytest
 from edge.cli import _run
 from edge.commands.export import default_folder
 from edge.files import HOME_VARIABLE
+from edge.manifest import Manifest
 from tests.conftest import write_checkpoint
 from tests.laptops import write_model
 
@@ -156,6 +157,33 @@ def test_bf16_from_another_format_is_refused_at_once(capsys: pytest.CaptureFixtu
 
 def test_an_unknown_option_value_is_usage(capsys: pytest.CaptureFixture[str]) -> None:
     fails(capsys, "export", "pocket", "--weights", "int3", code=2, said="'int3' is not one of")
+
+
+def test_the_same_export_is_not_made_again(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    folder, out = write_checkpoint(tmp_path / "checkpoint", vocab_size=320), tmp_path / "out"
+    command = ["export", str(folder), str(out), "--weights", "bf16"]
+
+    def made() -> tuple[int, str, str]:
+        assert _run(command) == 0
+        captured = capsys.readouterr()
+        assert captured.out.strip() == str(out)
+        return (out / "edge.json").stat().st_mtime_ns, captured.err, captured.out
+
+    first, err, _ = made()
+    assert "Replacing" not in err and "already" not in err
+    second, err, _ = made()
+    assert second == first and f"in {out} already" in err and "--force" in err and "checked" not in err
+    command.append("--force")
+    third, err, _ = made()
+    assert third > first and f"Replacing the earlier export in {out}" in err
+    command[-1] = "--group-size"  # a fault is met all the same
+    assert _run([*command, "7"]) == 2
+    command[-1:] = ["--for", "gpu"]  # another recipe, though its fields are the same
+    fourth, err, _ = made()
+    assert fourth > third and "Replacing" in err and Manifest.read(out).target == "igpu"
+    write_checkpoint(folder, seed=1, vocab_size=320)
+    fifth, err, _ = made()
+    assert fifth > fourth and "Replacing" in err
 
 
 def test_an_export_says_what_it_proved(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

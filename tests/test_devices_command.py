@@ -9,6 +9,7 @@ import pytest
 
 from edge import files
 from edge.cli import _run
+from edge.errors import DeviceError
 from edge.runtime import devices
 from edge.runtime.choices import Choices, Kept
 from edge.runtime.settings import Settings
@@ -34,6 +35,14 @@ def test_this_machine(capfd: pytest.CaptureFixture[str]) -> None:
     told = json.loads(capfd.readouterr().out)
     assert {"CPU"} <= {each["device"] for each in told["devices"]} and told["folder"] is None
     assert any(each["device"].startswith("NPU") for each in told["devices"]), "there or not"
+
+
+def test_a_device_that_there_is_none_of_names_those_that_are_here() -> None:
+    with pytest.raises(DeviceError, match="'GPUU' is no device") as caught:
+        devices.parse("GPUU")
+    here = devices.available()
+    assert all(device in caught.value.hint for device in here)
+    assert ("NPU" in caught.value.hint) == devices.has(here, "NPU")
 
 
 def test_what_a_model_may_do(model: Path, capfd: pytest.CaptureFixture[str]) -> None:

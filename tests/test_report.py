@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import subprocess
+import sys
+import time
+
 import pytest
 
 from edge import report
@@ -20,7 +26,43 @@ def test_a_log_hears_of_a_long_stage_now_and_then(
         progress("reading", 0, 0)
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "fetching a (1.00 GB) …" and lines[-1] == "reading …"
-    assert lines[1:-1] == [f"fetching a (1.00 GB) … {percent} %" for percent in range(10, 101, 10)]
+    assert lines[1:-1] == [f"fetching a (1.00 GB) … {percent} %, {3 * percent} s" for percent in range(10, 101, 10)]
+
+
+def test_a_log_shows_life_in_a_long_stage(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "_SILENCE_SECONDS", 0.2)
+    monkeypatch.setattr(report, "_BEAT_SECONDS", 0.01)
+    with report.progress_lines() as progress:
+        progress("rehearsing the NPU", 0, 0)
+        time.sleep(2)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "rehearsing the NPU …" and set(lines[1:]) <= {f"rehearsing the NPU … {s} s" for s in range(3)}
+    assert 2 <= len(lines[1:]) <= 4, "at 0.2, 0.6 and 1.4 seconds: ever rarer"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals are POSIX")
+def test_the_clock_of_a_stage_that_is_over_stands_still() -> None:
+    """Also of one that another was interrupted for."""
+    import pty
+    import re
+
+    script = (
+        "import time\nfrom edge.report import progress_lines\n"
+        "with progress_lines() as progress:\n"
+        "    progress('compressing', 0, 2)\n    progress('choosing', 1, 2)\n    time.sleep(0.3)\n"
+        "    for done in (1, 2):\n        progress('compressing', done, 2)\n        time.sleep(1.2)\n"
+    )
+    ours, theirs = pty.openpty()
+    child = subprocess.Popen([sys.executable, "-c", script], stderr=theirs, env=os.environ | {"COLUMNS": "100"})
+    os.close(theirs)
+    told = b""
+    with contextlib.suppress(OSError):  # what a closed pseudo-terminal says on Linux
+        while piece := os.read(ours, 4096):
+            told += piece
+    os.close(ours)
+    assert child.wait(timeout=60) == 0
+    times = dict(re.findall(r"(compressing|choosing) [^\n]*?(\d:\d\d:\d\d)", told.decode()))
+    assert times == {"compressing": "0:00:02", "choosing": "0:00:00"}
 
 
 def test_a_log_is_not_flooded_by_a_fast_stage(capsys: pytest.CaptureFixture[str]) -> None:

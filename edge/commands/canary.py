@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,13 +13,13 @@ if TYPE_CHECKING:
     from edge.runtime.canary import Finding
 
 
-@click.command(short_help="Hold a device against a model's golden logits.")
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.command(short_help="Check that a device computes a model right.")
+@click.argument("model")
 @click.option("--device", default="AUTO", show_default=True, help="AUTO, CPU, GPU, GPU.n or NPU.")
 @click.option("--rehearse", is_flag=True, help="Run the NPU's fixed shapes on the CPU, for want of an NPU.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
-def canary(folder: Path, device: str, rehearse: bool, as_json: bool) -> None:
-    """Hold what a device says of a known text against the exported model in DIR, and end with 0 if it is right.
+def canary(model: str, device: str, rehearse: bool, as_json: bool) -> None:
+    """Check that a device computes the exported MODEL right, and end with 0 if it does.
 
     An export keeps golden logits: what its own bits say of a text after prompts of several lengths, in exact
     arithmetic. The device reads the same prompts, on the pipeline that answers, and what it says is compared: the next
@@ -36,6 +35,7 @@ def canary(folder: Path, device: str, rehearse: bool, as_json: bool) -> None:
       glm4-edge canary ./glm4-npu --device NPU --rehearse
     """
     from edge import golden as goldens
+    from edge.commands.named import exported
     from edge.errors import DeviceError, ModelError
     from edge.manifest import Manifest
     from edge.runtime import devices
@@ -43,7 +43,7 @@ def canary(folder: Path, device: str, rehearse: bool, as_json: bool) -> None:
     from edge.runtime.settings import Settings
     from edge.runtime.trial import run
 
-    folder = folder.expanduser()
+    folder = exported(model, "NPU" if rehearse else device)
     made = Manifest.read(folder)
     golden = goldens.read(folder)
     if golden is None:

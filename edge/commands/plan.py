@@ -19,7 +19,7 @@ _LARGEST = 1e18
 
 
 @click.command()
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("model")
 @click.option(
     "--context", type=click.IntRange(1, 2**31 - 1), help="Tokens of a conversation; left out, what would be chosen."
 )
@@ -27,15 +27,15 @@ _LARGEST = 1e18
 @click.option("--memory", help="Plan for a machine with this much free, such as 16GB; left out, for this one.")
 @click.option(
     "--kv-precision", type=click.Choice(["f32", "f16", "u8", "u4"]),
-    help="Of what is kept of each token; left out, the device's own: u8, on the NPU f16.",
+    help="Number format of the attention keys and values kept for each token; left out, u8, on the NPU f16.",
 )  # fmt: skip
 @click.option("--threads", type=click.IntRange(1, 4096), help="That the model runs on; left out, this machine's cores.")
 @click.option("--json", "as_json", is_flag=True, help="For a program.")
 def plan(
-    folder: Path, context: int | None, device: str, memory: str | None, kv_precision: KvPrecision | None,
+    model: str, context: int | None, device: str, memory: str | None, kv_precision: KvPrecision | None,
     threads: int | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Say whether a conversation of so many tokens fits into memory with the exported model in DIR.
+    """Say whether a conversation of so many tokens fits into memory with the exported MODEL.
 
     Nothing is loaded: the figures are computed from the model's sizes. The exit code is 1 if the
     context does not fit.
@@ -45,6 +45,7 @@ def plan(
       glm4-edge plan ./glm4-int4 --context 32768
       glm4-edge plan ./glm4-int4 --context 131072 --memory 16GB --kv-precision u4
     """
+    from edge.commands.named import exported
     from edge.runtime import devices
     from edge.runtime import plan as plans
     from edge.runtime.cores import usable_threads
@@ -55,7 +56,8 @@ def plan(
         raise UsageError(f"'{device}' cannot be planned for", hint="Name CPU, GPU, GPU.n or NPU.")
     precision = plans.kv_default(place) if kv_precision is None else kv_precision
     plans.check_kv(place, precision)
-    shape = plans.Shape.read(folder.expanduser())
+    folder = exported(model, place)
+    shape = plans.Shape.read(folder)
     room = devices.room(place) if memory is None else devices.Room(_bytes(memory), _bytes(memory))
     cores = threads or usable_threads(Machine())
     tokens = context or plans.choose_context(shape, place, room.available, kv_precision=precision, threads=cores)

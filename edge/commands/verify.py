@@ -12,7 +12,7 @@ from edge.report import check_table, progress_lines
 
 
 @click.command(short_help="Prove an exported model right.")
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("model")
 @click.option(
     "--against",
     metavar="CHECKPOINT",
@@ -20,8 +20,8 @@ from edge.report import check_table, progress_lines
 )
 @click.option("--revision", help="Branch, tag or commit of a Hugging Face repository.")
 @click.option("--json", "as_json", is_flag=True, help="Print the checks and their figures as JSON.")
-def verify(folder: Path, against: str | None, revision: str | None, as_json: bool) -> None:
-    """Prove the exported model in DIR right, and end with 0 if it is.
+def verify(model: str, against: str | None, revision: str | None, as_json: bool) -> None:
+    """Prove the exported MODEL right, and end with 0 if it is.
 
     Bits and group size of every weight, fusions in both of OpenVINO's attention backends, tokenizer, chat template
     and stop ids, and finite numbers after prompts of many lengths. With --against also some rows of every matrix,
@@ -35,6 +35,7 @@ def verify(folder: Path, against: str | None, revision: str | None, as_json: boo
       glm4-edge verify ./glm4-int4 --against zai-org/glm-4-9b-chat-hf
       glm4-edge verify ./glm4-int4 --json
     """
+    from edge.commands.named import exported
     from edge.errors import VerificationError
     from edge.export.verify_folder import require_model, verify_folder
     from edge.model import hub
@@ -43,7 +44,7 @@ def verify(folder: Path, against: str | None, revision: str | None, as_json: boo
     def known(checkpoint: Path) -> None:
         GlmSpec.from_folder(checkpoint)
 
-    folder = folder.expanduser()
+    folder = exported(model)
     with without_torch(), progress_lines() as progress:
         source = None
         if against is not None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from edge import manifest, precise
-from edge.errors import OutputError, RecipeError, VerificationError
+from edge.errors import ModelError, OutputError, RecipeError, VerificationError
 from edge.export import streaming, verify, verify_ir, verify_parts, verify_text
 from edge.export.calibration import UserText, calibration_samples
 from edge.export.digests import Digests
@@ -142,6 +142,7 @@ def check_output(out: Path) -> None:
         if path.is_file():
             raise OutputError(f"{path} is a file", hint="Name a folder that does not exist yet.")
     check_place(out)
+    check_room(out, 1, f"the export to {out}")
     if not out.is_dir() or not any(out.iterdir()):
         return
     ours = manifest.files_of(out)
@@ -151,6 +152,21 @@ def check_output(out: Path) -> None:
             f"{out} exists and holds something else ({others[0]})",
             hint="Name a folder that does not exist yet, or an earlier export with no files of yours in it.",
         )
+
+
+def earlier(job: Job, progress: Progress) -> manifest.Manifest | None:
+    """What edge.json says in `job.out` where just this export was made there, by the same versions, and is whole."""
+    try:
+        made = manifest.Manifest.read(job.out)
+    except ModelError:
+        return None
+    whole = all((job.out / name).is_file() for name in made.bytes)
+    same = (made.target, made.recipe, made.stop_ids) == (job.target, job.recipe.to_dict(), job.stop_ids)
+    if not (whole and same and all(made.versions.get(name) == now for name, now in _versions().items())):
+        return None
+    progress("comparing the checkpoint with the export that is there", 0, 0)
+    with Digests(job.checkpoint.files()) as digests:
+        return made if made.source.sha256 == digests.result() | _text_digest(job) else None
 
 
 def run(job: Job, progress: Progress) -> manifest.Manifest:
@@ -295,11 +311,15 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
 
 
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in ("glm4-edge", *_PACKAGES)}
+
+
 def _manifest(
     job: Job, work: Path, checks: list[manifest.Check], tokenizer: Any, digests: dict[str, str]
 ) -> manifest.Manifest:
     spec = job.checkpoint.spec
-    versions = {name: importlib.metadata.version(name) for name in ("glm4-edge", *_PACKAGES)}
+    versions = _versions()
     versions["python"] = sys.version.split()[0]
     return manifest.Manifest(
         format=manifest.FORMAT,

@@ -18,6 +18,7 @@ from edge.export.calibration import calibration_samples
 from edge.export.golden import check_golden
 from edge.export.recipe import SMALL, Recipe
 from edge.export.rehearse import rehearse
+from edge.files import check_readable
 from edge.infer import core
 from edge.manifest import Check, Manifest
 from edge.messages import Progress
@@ -59,10 +60,9 @@ def require_model(folder: Path) -> None:
         ModelError: it has no openvino_model.xml.
     """
     if not (folder / manifest.MODEL_FILE).is_file():
-        raise ModelError(
-            f"{folder} holds no exported model: it has no {manifest.MODEL_FILE}",
-            hint="Make one with: glm4-edge export MODEL OUT",
-        )
+        raise manifest.no_model(folder, manifest.MODEL_FILE)
+    for path in sorted(folder.iterdir()):
+        check_readable(path)
 
 
 def verify_folder(folder: Path, against: Path | None, progress: Progress) -> Verified:

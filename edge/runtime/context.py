@@ -42,9 +42,9 @@ def room_for_answer(prompt_tokens: int, context_length: int, max_new_tokens: int
     room = context_length - prompt_tokens
     if room < 1:
         raise ContextError(
-            f"the conversation has {prompt_tokens:,} tokens, but the model reads at most {context_length - 1:,} "
-            "and needs one for the answer",
-            hint="Make the message shorter; in a chat, /clear starts afresh.",
+            f"the conversation has {_count(prompt_tokens)}, and a context of {context_length:,} has room for "
+            f"{context_length - 1:,} and one of the answer",
+            hint="Make the message shorter, or load the model with a longer context.",
         )
     return room if max_new_tokens is None else min(room, max_new_tokens)
 
@@ -109,11 +109,15 @@ def fit(
             return Fitted(kept, start, tokens)
         if start == len(turns) - 1:
             raise ContextError(
-                f"the last message has {tokens:,} tokens with what the model must read besides, and {room:,} are left "
-                f"for it of a context of {limit:,}",
+                f"the message has {_count(tokens)}, the chat template's and the system prompt's included, and the "
+                f"context of {limit:,} has room for {room:,}",
                 hint="Make the message shorter, or load the model with a longer context.",
             )
         start += 1
+
+
+def _count(tokens: int) -> str:
+    return f"{tokens:,} token" + ("" if tokens == 1 else "s")
 
 
 def dropped_sentence(dropped_turns: int, limit: int) -> str:

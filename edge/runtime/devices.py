@@ -51,14 +51,15 @@ def ask(device: str, name: str) -> Any:
         return None
 
 
-def parse(device: str, present: Sequence[str] = ("CPU", "GPU", "NPU")) -> str:
+def parse(device: str, present: Sequence[str] | None = None) -> str:
     """What the user wrote, as it is written elsewhere: CPU, GPU, GPU.n, NPU, AUTO or HETERO:A,B.
 
     Raises:
-        DeviceError: it is none of these; names those `present`.
+        DeviceError: it is none of these; names those `present`, left out, those that are here.
     """
     name = "".join(device.split()).upper()
     if not _KNOWN.fullmatch(name):
+        present = available() if present is None else present
         hetero = f", or several as HETERO:{','.join(present)}" if len(present) > 1 else ""
         raise DeviceError(f"'{device}' is no device", hint=f"Here you can choose {', '.join(present)} or AUTO{hetero}.")
     return name
@@ -312,13 +313,15 @@ def _driver(device: str, ask: Ask) -> str | None:
 
 
 def _absence(device: str) -> str:
-    """What OpenVINO's plugin said when it was asked for a device that it does not list."""
+    """What `doctor` finds, or OpenVINO's plugin said when it was asked for a device that it does not list."""
+    from edge.runtime import probes_devices
+    from edge.runtime.finding import Patient
+
+    found = (probes_devices.gpu if device == "GPU" else probes_devices.npu)(Patient(Machine()))[0]
+    if found.state != "ok":
+        return found.what
     told = sight().fault or sight().reasons.get(device)
     if told is None:
         return "OpenVINO does not list it"
-    if "libOpenCL" in told or "OpenCL.dll" in told:
-        return "OpenCL is not installed here, which comes with the GPU's driver"
-    if "No available" in told or "no supported devices" in told.lower() or "OCL devices" in told:
-        return f"no {device}, or no driver for it"
     lines = [line.strip() for line in told.splitlines()]
     return next((line for line in lines if line and not line.startswith("Exception from")), "OpenVINO gives no reason")

@@ -159,7 +159,7 @@ class _Chat:
             "/help": lambda _: click.echo(HELP, err=True), "/system": self._set_system, "/clear": self._clear,
             "/save": self._save, "/load": self._load, "/stats": self._stats, "/exit": self._exit,
         }  # fmt: skip
-        command = commands.get(word.strip())
+        command = commands.get(word.strip().lower())
         if command is None:
             raise UsageError(
                 f"'{word.strip()}' is no command",
@@ -235,9 +235,13 @@ class _Chat:
 
     def _stats(self, _: str) -> None:
         used = self._engine.count_tokens(self._conversation.messages())
+        limit = self._engine.context_length
+        filled = f"{used:,} of {limit:,} tokens"
+        if used > limit:
+            filled = f"{limit:,} tokens; the conversation has {used:,}, and its oldest turns are no longer read"
         lines = [
             f"model     {self._engine.name} on {self._engine.device}",
-            f"context   {used:,} of {self._engine.context_length:,} tokens",
+            f"context   {filled}",
             f"answers   {self._answers:,}, {_count(self._tokens, 'token')}",
         ]
         if self._last is not None:

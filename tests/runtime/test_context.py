@@ -33,7 +33,7 @@ def test_no_room(prompt: int) -> None:
         room_for_answer(prompt, 100, 1)
     assert f"{prompt:,}" in caught.value.message
     assert "99" in caught.value.message
-    assert "/clear" in caught.value.hint
+    assert "shorter" in caught.value.hint
 
 
 def talk() -> Conversation:

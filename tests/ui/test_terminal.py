@@ -136,7 +136,7 @@ class TestChat:
         assert "removed" in lines[1]
         assert "No system prompt" in lines[2]
 
-    @pytest.mark.parametrize("line", ["/nope", "/", "/savefile x", "/Help", "//"])
+    @pytest.mark.parametrize("line", ["/nope", "/", "/savefile x", "//"])
     def test_an_unknown_command_is_one_sentence(self, line: str, capsys: pytest.CaptureFixture[str]) -> None:
         chat(line, "ok")
         out, err = capsys.readouterr()
@@ -156,7 +156,7 @@ class TestChat:
     def test_a_message_too_long_is_a_sentence_and_is_forgotten(self, capsys: pytest.CaptureFixture[str]) -> None:
         chat("x" * 30, "ab", engine=EchoEngine(context_length=20))
         out, err = capsys.readouterr()
-        assert "30 tokens" in err and "/clear" in err
+        assert "30 tokens" in err and "Make the message shorter" in err
         assert out == "ab\n"
 
     def test_the_system_prompt_reaches_the_engine(self, capsys: pytest.CaptureFixture[str]) -> None:
@@ -262,6 +262,13 @@ def test_the_model_cannot_steer_the_terminal(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(sys, "stdout", screen)
     terminal.answer_once(EchoEngine(), "a\x1b[31mb\rc\x07\x9bd\te\n", sampling=Sampling())
     assert screen.getvalue() == "a[31mbcd\te\n"
+
+
+def test_stats_of_a_conversation_that_outgrew_the_context(capsys: pytest.CaptureFixture[str]) -> None:
+    chat("x" * 9, "y" * 8, "/system zzzz", "/Stats", engine=EchoEngine(context_length=30))
+    assert "context   30 tokens; the conversation has 34, and its oldest turns are no longer read" in (
+        capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(

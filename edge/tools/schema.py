@@ -1,0 +1,423 @@
+"""JSON Schema → a grammar of the JSON documents that fit it, in the EBNF of xgrammar, which constrains OpenVINO GenAI.
+
+xgrammar reads schemas itself, but what OpenVINO GenAI 2026.4 carries of it was seen to let blanks run on without an end,
+to write numbers between bounds that are no JSON (`0D75`), and to pass over multipleOf, uniqueItems, oneOf, allOf, not,
+if, dependentRequired, propertyNames, required names without a property, and what stands beside $ref or anyOf. Here a
+keyword is kept, or refused by name. What is kept:
+
+type, enum, const; properties, required, additionalProperties; items, prefixItems, minItems, maxItems; minLength,
+maxLength, format (date, time, date-time, uuid, ipv4, email; others say nothing, as in JSON Schema itself); minimum,
+maximum, exclusiveMinimum, exclusiveMaximum; anyOf, oneOf where its choices exclude each other, allOf where its parts do
+not overlap, $ref inside the document.
+
+Documents come in a form that every schema allows: properties in the schema's order, none that is not declared unless
+the schema declares none, blanks of at most one space or one line break and its indentation, numbers of at most 15 digits
+before and behind the point. A keyword that JSON Schema does not know says nothing there and says nothing here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+from edge.errors import UsageError
+from edge.tools import numbers
+
+MOST_BYTES, DEEPEST, MOST_RULES, LONGEST = 100_000, 32, 4_000, 4_096
+"""Of a schema: its size in UTF-8, how deep it nests, the rules of its grammar; and of a bound on a length."""
+
+_TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
+_OF_TYPE = {
+    "properties": "object", "required": "object", "additionalProperties": "object",
+    "items": "array", "prefixItems": "array", "minItems": "array", "maxItems": "array",
+    "minLength": "string", "maxLength": "string", "format": "string",
+    "minimum": "number", "maximum": "number", "exclusiveMinimum": "number", "exclusiveMaximum": "number",
+}  # fmt: skip
+_JOINING = ("$ref", "anyOf", "oneOf", "allOf")
+_KEPT = {*_OF_TYPE, *_JOINING, "type", "enum", "const"}
+_REFUSED = {
+    "not", "if", "then", "else", "dependentRequired", "dependentSchemas", "dependencies", "patternProperties",
+    "propertyNames", "minProperties", "maxProperties", "unevaluatedProperties", "unevaluatedItems", "additionalItems",
+    "contains", "minContains", "maxContains", "uniqueItems", "multipleOf", "pattern", "$dynamicRef", "$recursiveRef",
+}  # fmt: skip
+_NO_EFFECT: dict[str, Any] = {"uniqueItems": False, "minProperties": 0, "unevaluatedProperties": True}
+
+_DATE = '[12] [0-9]{3} "-" (("0" [13578] | "1" [02]) "-" ("0" [1-9] | [12] [0-9] | "3" [01])'
+_DATE += ' | ("0" [469] | "11") "-" ("0" [1-9] | [12] [0-9] | "30") | "02-" ("0" [1-9] | [12] [0-9]))'
+_TIME = '([01] [0-9] | "2" [0-3]) ":" [0-5] [0-9] ":" [0-5] [0-9] ("." [0-9]{1,6})?'
+_TIME += ' ("Z" | [+-] ([01] [0-9] | "2" [0-3]) ":" [0-5] [0-9])'
+_BYTE = '("25" [0-5] | "2" [0-4] [0-9] | "1" [0-9] [0-9] | [1-9]? [0-9])'
+_FORMATS = {
+    "date": _DATE,
+    "time": _TIME,
+    "date-time": f'{_DATE} "T" {_TIME}',
+    "uuid": '[0-9a-f]{8} ("-" [0-9a-f]{4}){3} "-" [0-9a-f]{12}',
+    "ipv4": f'{_BYTE} ("." {_BYTE}){{3}}',
+    "email": '[A-Za-z0-9_+-]{1,32} ("." [A-Za-z0-9_+-]{1,32}){0,3} "@" [A-Za-z0-9]{1,32} ([.-] [A-Za-z0-9]{1,32}){1,4}',
+}
+_COMMA = ' "," ws '
+_SHARED = {
+    "ws": '(" " | "\\n" [ ]{0,32})?',
+    "hex": "[0-9A-Fa-f]",
+    # no half of a surrogate pair: it is no character
+    "char": r'[^"\\\x00-\x1f] | "\\" (["\\/bfnrt] | "u" ([0-9A-Ca-cEFef] hex hex hex | [Dd] [0-7] hex hex))',
+    "string": r'"\"" char* "\""',
+    "integer": f'"-"? ("0" | [1-9] [0-9]{{0,{numbers.DIGITS - 1}}})',
+    "number": f'integer ("." [0-9]{{1,{numbers.DIGITS}}})? ([eE] [+-]? [0-9]{{1,2}})?',
+    "boolean": '"true" | "false"',
+    "null": '"null"',
+    "value": "object | array | string | number | boolean | null",
+    "pair": 'string ":" ws value',
+    "object": '"{" ws (pair ("," ws pair)* ws)? "}"',
+    "array": '"[" ws (value ("," ws value)* ws)? "]"',
+}
+
+
+def ebnf(schema: str) -> str:
+    """The grammar, whose first rule is `root`.
+
+    Args:
+        schema: JSON Schema, as JSON.
+
+    Raises:
+        UsageError: it is no schema, has a keyword that cannot be kept, contradicts itself, or is too large.
+    """
+    if len(schema.encode()) > MOST_BYTES:
+        raise _refusal(f"the schema has {len(schema.encode()):,} bytes", f"Keep it below {MOST_BYTES:,}.")
+    try:
+        document = json.loads(schema, parse_float=Decimal)
+    except (ValueError, RecursionError) as error:
+        raise _refusal(f"the schema is no JSON ({error})", "Send a JSON Schema.") from error
+    return _Writer(document).text()
+
+
+class _Writer:
+    def __init__(self, document: Any) -> None:
+        self._document = document
+        self._rules: dict[str, str] = {}
+        self._by_ref: dict[str, str] = {}
+
+    def text(self) -> str:
+        root = self._of(self._document, "#", 0)
+        return "\n".join(
+            f"{name} ::= {body}" for name, body in [("root", root), *self._rules.items(), *_SHARED.items()]
+        )
+
+    def _rule(self, body: str) -> str:
+        if len(self._rules) >= MOST_RULES:
+            raise _refusal(f"the schema needs more than {MOST_RULES:,} rules", "Take fewer properties and choices.")
+        name = f"r{len(self._rules)}"
+        self._rules[name] = body
+        return name
+
+    def _of(self, schema: Any, at: str, depth: int) -> str:
+        """An expression for the documents that fit `schema`, which stands at `at`."""
+        if depth > DEEPEST:
+            raise _refusal(f"the schema nests deeper than {DEEPEST} at {at}", "Flatten it.")
+        if schema is True:
+            return "value"
+        if not isinstance(schema, Mapping):
+            raise _refusal(f"{at} is {_shown(schema)}, which no document fits", "Put a schema there.")
+        schema = self._joined(schema, at, depth)
+        if "$ref" in schema:
+            return self._at_ref(schema["$ref"], at, depth)
+        for word in ("anyOf", "oneOf"):
+            if word in schema:
+                return self._choice(schema, word, at, depth)
+        if "enum" in schema or "const" in schema:
+            return self._literals(schema, at)
+        kinds = self._kinds(schema, at)
+        written = {"object": self._object, "array": self._array}
+        parts = []
+        for kind in kinds:
+            if kind in written:
+                parts.append(written[kind](schema, at, depth))
+            elif kind == "string":
+                parts.append(_string(schema, at))
+            elif kind in ("number", "integer"):
+                parts.append(_number(schema, kind, at))
+            else:
+                parts.append(kind)
+        return parts[0] if len(parts) == 1 else f"({' | '.join(parts)})"
+
+    def _joined(self, schema: Mapping[str, Any], at: str, depth: int) -> Mapping[str, Any]:
+        """One schema that says what `schema` says, its allOf and what stands beside a $ref laid together."""
+        for word in sorted(_REFUSED & schema.keys()):
+            if word not in _NO_EFFECT or schema[word] != _NO_EFFECT[word]:
+                raise _refusal(f"the keyword {word!r} at {at} cannot be enforced", "Leave it out of the schema.")
+        says = {word: value for word, value in schema.items() if word in _KEPT}
+        parts = says.pop("allOf", [])
+        if not isinstance(parts, list):
+            raise _refusal(f"allOf at {at} is no list", "Put a list of schemas there.")
+        if "$ref" in says and (parts or len(says) > 1):
+            parts = [*parts, {"$ref": says.pop("$ref")}]
+        if parts and len(parts) == 1 and not says and isinstance(parts[0], Mapping) and "$ref" in parts[0]:
+            return self._joined(parts[0], at, depth + 1)
+        for part in parts:
+            for _ in range(DEEPEST):
+                if not (isinstance(part, Mapping) and "$ref" in part):
+                    break
+                part = {**self._target(part["$ref"], at), **{k: v for k, v in part.items() if k in _KEPT - {"$ref"}}}
+            if not isinstance(part, Mapping) or depth > DEEPEST:
+                raise _refusal(f"a part of allOf at {at} is {_shown(part)}", "Put a schema there.")
+            says = _both(says, self._joined(part, at, depth + 1), at)
+        return says
+
+    def _target(self, ref: Any, at: str) -> Any:
+        if not isinstance(ref, str) or not (ref == "#" or ref.startswith("#/")):
+            raise _refusal(f"the $ref {_shown(ref)} at {at} leads out of the schema", "Take $defs inside it.")
+        place = self._document
+        for step in ref.split("/")[1:]:
+            step = step.replace("~1", "/").replace("~0", "~")
+            if isinstance(place, Mapping) and step in place:
+                place = place[step]
+            elif isinstance(place, list) and step.isdecimal() and int(step) < len(place):
+                place = place[int(step)]
+            else:
+                raise _refusal(f"the $ref {ref!r} at {at} leads nowhere", "Define it under $defs.")
+        return place
+
+    def _at_ref(self, ref: Any, at: str, depth: int) -> str:
+        target = self._target(ref, at)
+        if ref not in self._by_ref:
+            self._by_ref[ref] = name = self._rule("")
+            body = self._of(target, ref, depth + 1)
+            if body == name or self._rules.get(body) == name:
+                raise _refusal(f"the $ref {ref!r} leads to itself", "Let it lead to a type.")
+            self._rules[name] = body
+        return self._by_ref[ref]
+
+    def _choice(self, schema: Mapping[str, Any], word: str, at: str, depth: int) -> str:
+        choices = schema[word]
+        if not isinstance(choices, list) or not choices:
+            raise _refusal(f"{word} at {at} is no list of schemas", "Put some there.")
+        beside = {key: value for key, value in schema.items() if key != word}
+        resolved = [
+            _both(beside, self._joined(choice, f"{at}/{word}", depth), at) if beside else choice for choice in choices
+        ]
+        if word == "oneOf" and not self._disjoint(resolved, at, depth):
+            raise _refusal(f"the choices of oneOf at {at} may fit together", "Take anyOf.")
+        parts = [self._of(choice, f"{at}/{word}/{i}", depth + 1) for i, choice in enumerate(resolved)]
+        return f"({' | '.join(parts)})"
+
+    def _disjoint(self, choices: Sequence[Any], at: str, depth: int) -> bool:
+        """Whether it shows that no document fits two of them: by type, or by a required property that tells them apart."""
+        flat = [self._joined({"allOf": [choice]}, at, depth) for choice in choices]
+        return all(self._apart(a, b, at) for i, a in enumerate(flat) for b in flat[i + 1 :])
+
+    def _apart(self, one: Mapping[str, Any], other: Mapping[str, Any], at: str) -> bool:
+        values = [_values(schema) for schema in (one, other)]
+        if values[0] is not None and values[1] is not None:
+            return not {_key(v) for v in values[0]} & {_key(v) for v in values[1]}
+        kinds = [
+            {"number" if kind == "integer" else kind for kind in _of_values(given)} if given is not None
+            else {"number" if kind == "integer" else kind for kind in _types(schema, at)}
+            for schema, given in zip((one, other), values, strict=True)
+        ]  # fmt: skip
+        if not kinds[0] & kinds[1]:
+            return True
+        if kinds[0] & kinds[1] != {"object"}:
+            return False
+        shared = set(one.get("required", ())) & set(other.get("required", ()))
+        tags = [(one.get("properties", {}).get(n), other.get("properties", {}).get(n)) for n in shared]
+        return any(
+            isinstance(a, Mapping) and isinstance(b, Mapping) and (u := _values(a)) is not None
+            and (v := _values(b)) is not None and not {_key(x) for x in u} & {_key(y) for y in v}
+            for a, b in tags
+        )  # fmt: skip
+
+    def _literals(self, schema: Mapping[str, Any], at: str) -> str:
+        if beside := sorted(schema.keys() - {"enum", "const", "type"}):
+            raise _refusal(f"the keyword {beside[0]!r} at {at} stands beside enum or const", "Leave it out there.")
+        kinds = _types(schema, at)
+        values = [value for value in _values(schema) or () if _is_a(value, kinds)]
+        if not values:
+            raise _refusal(f"nothing in the enum at {at} fits", "Put values there that do.")
+        return f"({' | '.join(_literal(_json(value)) for value in values)})"
+
+    def _kinds(self, schema: Mapping[str, Any], at: str) -> list[str]:
+        kinds = _types(schema, at)
+        if "type" not in schema:
+            told = [kind for kind in _TYPES if kind in {_OF_TYPE[word] for word in schema}]
+            return told or ["value"]
+        return [kind for kind in kinds if kind != "integer" or "number" not in kinds]
+
+    def _object(self, schema: Mapping[str, Any], at: str, depth: int) -> str:
+        properties, more = schema.get("properties", {}), schema.get("additionalProperties", True)
+        required = schema.get("required", [])
+        if not isinstance(properties, Mapping) or not isinstance(required, list):
+            raise _refusal(f"properties or required at {at} are no object and list", "Write them as JSON Schema does.")
+        undeclared = [name for name in required if name not in properties]
+        if undeclared and more is False:
+            raise _refusal(f"{undeclared[0]!r} at {at} is required and not allowed", "Declare it in properties.")
+        properties = {**properties, **dict.fromkeys(undeclared, more)}
+        if not properties:
+            if more is False:
+                return '("{" ws "}")'
+            pair = self._rule(f'string ":" ws {self._of(more, f"{at}/additionalProperties", depth + 1)}')
+            return f'("{{" ws ({pair} ("," ws {pair})* ws)? "}}")'
+        first, later = '""', '""'  # what may follow where none, or one, stands already
+        for name, inner in reversed(list(properties.items())):
+            if inner is False and name not in required:
+                continue
+            pair = f'{_literal(_json(name))} ":" ws {self._of(inner, f"{at}/properties/{name}", depth + 1)}'
+            pair = self._rule(pair)
+            choose = (lambda this, rest: this) if name in required else (lambda this, rest: f"{this} | {rest}")
+            first, later = (
+                self._rule(choose(f"{pair} {later}", first)),
+                self._rule(choose(f'"," ws {pair} {later}', later)),
+            )
+        return f'("{{" ws {first} ws "}}")'
+
+    def _array(self, schema: Mapping[str, Any], at: str, depth: int) -> str:
+        least, most = _lengths(schema, "minItems", "maxItems", at)
+        prefix, items = schema.get("prefixItems", []), schema.get("items", True)
+        if not isinstance(prefix, list) or isinstance(items, list):
+            raise _refusal(f"items at {at} is a list, or prefixItems none", "Write them as JSON Schema 2020-12 does.")
+        heads = [self._of(one, f"{at}/prefixItems/{i}", depth + 1) for i, one in enumerate(prefix)]
+        heads = heads if most is None else heads[:most]
+        least = max(0, least - len(heads))
+        most = 0 if items is False else None if most is None else most - len(heads)
+        if most is not None and least > most:
+            raise _refusal(f"minItems at {at} asks for more than there may be", "Lower it.")
+        if most != 0:
+            item = self._rule(self._of(items, f"{at}/items", depth + 1))
+        if heads:
+            tail = "" if most == 0 else f' ("," ws {item}){_times(least, most)}'
+            return f'("[" ws {_COMMA.join(heads)}{tail} ws "]")'
+        if most == 0:
+            return '("[" ws "]")'
+        some = f'{item} ("," ws {item}){_times(max(0, least - 1), None if most is None else most - 1)} ws'
+        return f'("[" ws {some if least else f"({some})?"} "]")'
+
+
+def _both(one: Mapping[str, Any], other: Mapping[str, Any], at: str) -> dict[str, Any]:
+    """What two schemas say of one document, where they do not meet in a keyword."""
+    joined = dict(one)
+    for word, value in other.items():
+        if word == "required" and word in joined:
+            joined[word] = [*joined[word], *(name for name in value if name not in joined[word])]
+        elif word == "properties" and word in joined and not joined[word].keys() & value.keys():
+            joined[word] = {**joined[word], **value}
+        elif word == "type" and word in joined:
+            allowed = _types(other, at)
+            joined[word] = [
+                kind for kind in _types(one, at) if kind in allowed or (kind == "integer" and "number" in allowed)
+            ]
+        elif word in joined and joined[word] != value:
+            raise _refusal(f"two parts of the schema at {at} both say {word!r}", "Say it once.")
+        else:
+            joined[word] = value
+    closed = [schema for schema in (one, other) if schema.get("additionalProperties", True) is not True]
+    if closed and any("properties" in schema for schema in (one, other) if schema is not closed[0]):
+        raise _refusal(f"'additionalProperties' at {at} meets properties of another part", "Say both in one part.")
+    return joined
+
+
+def _types(schema: Mapping[str, Any], at: str) -> Sequence[str]:
+    given = schema.get("type", list(_TYPES))
+    kinds = given if isinstance(given, list) else [given]
+    for kind in kinds:
+        if kind not in _TYPES:
+            raise _refusal(f"the type {_shown(kind)} at {at} is not known", f"Known are {', '.join(_TYPES)}.")
+    if not kinds:
+        raise _refusal(f"no type fits at {at}", "Put one there.")
+    return kinds
+
+
+def _values(schema: Mapping[str, Any]) -> list[Any] | None:
+    """What enum and const leave."""
+    if "enum" not in schema and "const" not in schema:
+        return None
+    values = schema.get("enum", [schema.get("const")])
+    if not isinstance(values, list):
+        raise _refusal("an enum is no list", "Put the values in one.")
+    return [value for value in values if "const" not in schema or _key(value) == _key(schema["const"])]
+
+
+def _of_values(values: Iterable[Any]) -> set[str]:
+    return {kind for value in values for kind in _TYPES if _is_a(value, [kind])}
+
+
+def _is_a(value: Any, kinds: Sequence[str]) -> bool:
+    if isinstance(value, bool):
+        return "boolean" in kinds
+    if isinstance(value, (int, Decimal)):
+        return "number" in kinds or ("integer" in kinds and value == int(value))
+    python = {str: "string", list: "array", dict: "object", type(None): "null"}
+    return python[type(value)] in kinds
+
+
+def _string(schema: Mapping[str, Any], at: str) -> str:
+    least, most = _lengths(schema, "minLength", "maxLength", at)
+    if (form := _FORMATS.get(schema.get("format", ""))) is not None:
+        if "minLength" in schema or "maxLength" in schema:
+            raise _refusal(f"format and a length stand together at {at}", "Leave the length out.")
+        return rf'("\"" {form} "\"")'
+    return rf'("\"" char{_times(least, most)} "\"")' if least or most is not None else "string"
+
+
+def _number(schema: Mapping[str, Any], kind: str, at: str) -> str:
+    bounds = {word: schema[word] for word, of in _OF_TYPE.items() if of == "number" and word in schema}
+    if not bounds:
+        return kind
+    for word, value in bounds.items():
+        if isinstance(value, bool) or not isinstance(value, (int, Decimal)):
+            raise _refusal(f"{word} at {at} is {_shown(value)}, no number", "Put a number there.")
+    lows = [(Decimal(bounds[w]), w == "exclusiveMinimum") for w in ("minimum", "exclusiveMinimum") if w in bounds]
+    highs = [(Decimal(bounds[w]), w == "exclusiveMaximum") for w in ("maximum", "exclusiveMaximum") if w in bounds]
+    low, above = max(lows, default=(None, False))
+    high, below = min(highs, key=lambda pair: (pair[0], not pair[1]), default=(None, False))
+    if any(abs(value) >= 10**30 or value.as_tuple().exponent < -30 for value, _ in [*lows, *highs]):  # type: ignore[operator]
+        raise _refusal(f"a bound at {at} has more than 30 digits", "Take a rounder one.")
+    if kind == "integer":
+        least = None if low is None else int(low.to_integral_value("ROUND_CEILING"))
+        most = None if high is None else int(high.to_integral_value("ROUND_FLOOR"))
+        least = least + 1 if least is not None and above and least == low else least
+        most = most - 1 if most is not None and below and most == high else most
+        found = numbers.integers(least, most)
+    else:
+        found = numbers.decimals(low, high, above, below)
+    if not found:
+        raise _refusal(f"no {kind} lies between the bounds at {at}", "Widen them.")
+    return f"({' | '.join(found)})"
+
+
+def _lengths(schema: Mapping[str, Any], lower: str, upper: str, at: str) -> tuple[int, int | None]:
+    least, most = schema.get(lower, 0), schema.get(upper)
+    for word, value in ((lower, least), (upper, most)):
+        if value is not None and (isinstance(value, bool) or value != int(value) or not 0 <= value <= LONGEST):
+            raise _refusal(f"{word} at {at} is {_shown(value)}", f"Take a whole number of at most {LONGEST:,}.")
+    if most is not None and least > most:
+        raise _refusal(f"{lower} at {at} is above {upper}", "Lower it.")
+    return int(least), None if most is None else int(most)
+
+
+def _times(least: int, most: int | None) -> str:
+    return "*" if not least and most is None else f"{{{least},{'' if most is None else most}}}"
+
+
+def _key(value: Any) -> str:
+    """Equal for equal JSON values, 1 and 1.0 included, and for no others."""
+    if isinstance(value, Decimal) and value == int(value):
+        value = int(value)
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=float)
+
+
+def _literal(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 80 else f"{text[:77]}…"
+
+
+def _refusal(message: str, hint: str) -> UsageError:
+    return UsageError(message, hint=hint)

@@ -1,108 +1,139 @@
-"""Numbers between two bounds, as a grammar over their digits."""
+"""Numbers between two bounds, as rules over their digits.
+
+One rule for each state that the digits so far can be in, and one way to read each number: of alternatives that begin
+alike, xgrammar was seen to take texts that none of them holds.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from decimal import Decimal
+from itertools import groupby
 
 DIGITS = 15
 """Of an integer or a fraction without a bound: as many as every reader of JSON keeps."""
+Rule = Callable[[str], str]
+"""Keeps the body of a rule and gives its name."""
 
 
-def integers(low: int | None, high: int | None) -> list[str]:
-    """Alternatives, in EBNF, that together are the integers from `low` to `high`, both included."""
-    found = []
-    if low is None or low < 0:
-        found += [
-            '"-" ' + part for part in _naturals(max(1, -high if high is not None else 1), None if low is None else -low)
-        ]
-    if high is None or high >= 0:
-        found += _naturals(max(0, low or 0), high)
-    return found
+@dataclass(frozen=True)
+class Bound:
+    """One end of a range."""
+
+    value: Decimal
+    open: bool = False
+    """The value itself is not in the range."""
 
 
-def decimals(low: Decimal | None, high: Decimal | None, above: bool, below: bool) -> list[str]:
-    """The same for numbers, written without an exponent; `above` and `below` leave out the bound itself."""
-    found = []
-    if low is None or low < 0:
-        least = (max(Decimal(0), -high), below) if high is not None else (Decimal(0), False)
-        found += ['"-" ' + part for part in _positive(*least, None if low is None else -low, above)]
-    if high is None or high >= 0:
-        found += _positive(max(Decimal(0), low or Decimal(0)), above and low is not None and low >= 0, high, below)
-    return found
+def between(low: Bound | None, high: Bound | None, *, whole: bool, rule: Rule) -> str | None:
+    """An expression for the numbers from `low` to `high`, written without an exponent; None: there is none.
+
+    Args:
+        low: None: no bound.
+        whole: integers only; the bounds are whole then, and not open.
+    """
+    zero = Bound(Decimal(0))
+    parts = []
+    if low is None or low.value < 0:
+        least = zero if high is None or high.value > 0 else Bound(-high.value, high.open)
+        below = _Magnitude(least, None if low is None else Bound(-low.value, low.open), whole, rule).start()
+        parts += [f'"-" {below}'] if below else []
+    if high is None or high.value >= 0:
+        above = _Magnitude(zero if low is None or low.value < 0 else low, high, whole, rule).start()
+        parts += [above] if above else []
+    return f"({' | '.join(parts)})" if parts else None
 
 
-def _naturals(low: int, high: int | None) -> list[str]:
-    """From `low` up, `low` not negative, without leading zeros."""
-    if high is None:
-        high = 10 ** max(DIGITS, len(str(low)) + 1) - 1
-    found = []
-    while low <= high:
-        length = len(str(low))
-        end = min(high, 10**length - 1)
-        found += _same_length(str(low), str(end))
-        low = 10**length
-    return found
+class _Magnitude:
+    """Numbers without a sign. `low` is not negative."""
+
+    def __init__(self, low: Bound, high: Bound | None, whole: bool, rule: Rule) -> None:
+        self._low, self._low_part = _split(low.value)
+        self._high, self._high_part = (
+            ("9" * max(DIGITS, len(self._low) + 1), "") if high is None else _split(high.value)
+        )
+        self._above, self._below, self._bounded = low.open, high is not None and high.open, high is not None
+        self._whole, self._rule = whole, rule
+        self._longest = max(DIGITS, len(self._low_part), len(self._high_part))
+        self._known: dict[tuple[object, ...], str | None] = {}
+
+    def start(self) -> str | None:
+        return self._digits(0, 0, 0)
+
+    def _state(self, key: tuple[object, ...], parts: Callable[[], Iterable[str]]) -> str | None:
+        if key not in self._known:
+            body = list(parts())
+            self._known[key] = self._rule(" | ".join(body)) if body else None
+        return self._known[key]
+
+    def _digits(self, count: int, to_low: int, to_high: int) -> str | None:
+        """After `count` digits before the point, which compare so (-1, 0, 1) with as many of each bound's."""
+
+        def parts() -> Iterable[str]:
+            longer, shorter = count - len(self._low), count - len(self._high)
+            inside = (longer > 0 or (longer == 0 and to_low >= 0)) and (shorter < 0 or (shorter == 0 and to_high <= 0))
+            if count and inside:
+                yield from self._ends(longer == 0 and to_low == 0, self._bounded and shorter == 0 and to_high == 0)
+            if shorter < 0:
+                yield from _grouped("0123456789" if count else "123456789", after)
+
+        def after(digit: str) -> str | None:
+            return self._digits(
+                count + 1,
+                to_low or _compare(digit, self._low[count : count + 1]),
+                to_high or _compare(digit, self._high[count]),
+            )
+
+        if count:
+            return self._state((count, to_low, to_high), parts)
+        zero = list(self._ends(True, self._bounded and self._high == "0")) if self._low == "0" else []
+        zeros = [f'"0" {self._rule(" | ".join(zero))}'] if zero else []
+        return self._state((), lambda: [*zeros, *parts()])
+
+    def _ends(self, at_low: bool, at_high: bool) -> Iterable[str]:
+        """What may follow the digits before the point: nothing, or a fraction."""
+        if self._accepts(0, at_low, at_high):
+            yield '""'
+        if not self._whole and (rest := self._fraction(0, at_low, at_high)):
+            yield f'"." {rest}'
+
+    def _fraction(self, count: int, at_low: bool, at_high: bool) -> str | None:
+        """After `count` digits behind the point, while they are those of a bound."""
+
+        def parts() -> Iterable[str]:
+            if count and self._accepts(count, at_low, at_high):
+                yield '""'
+            if count < self._longest:
+                yield from _grouped("0123456789", after)
+
+        def after(digit: str) -> str | None:
+            low, high = (part[count : count + 1] or "0" for part in (self._low_part, self._high_part))
+            if (at_low and digit < low) or (at_high and digit > high):
+                return None
+            return self._fraction(count + 1, at_low and digit == low, at_high and digit == high)
+
+        return self._state(("fraction", count, at_low, at_high), parts)
+
+    def _accepts(self, count: int, at_low: bool, at_high: bool) -> bool:
+        """Whether the number may end here."""
+        if at_low and (count < len(self._low_part) or self._above):
+            return False
+        return not (at_high and self._below and count >= len(self._high_part))
 
 
-def _same_length(low: str, high: str) -> list[str]:
-    if not low:
-        return ['""']
-    if low[0] == high[0]:
-        return [f'"{low[0]}" {rest}' for rest in _same_length(low[1:], high[1:])]
-    many = len(low) - 1
-    if low[1:] == "0" * many and high[1:] == "9" * many:
-        return [f"[{low[0]}-{high[0]}] {_digits(many, many)}"]
-    found = [f'"{low[0]}" {rest}' for rest in _same_length(low[1:], "9" * many)]
-    if int(high[0]) - int(low[0]) > 1:
-        found.append(f"[{int(low[0]) + 1}-{int(high[0]) - 1}] {_digits(many, many)}")
-    return found + [f'"{high[0]}" {rest}' for rest in _same_length("0" * many, high[1:])]
+def _grouped(digits: str, after: Callable[[str], str | None]) -> Iterable[str]:
+    """Digits, those together that lead to one state."""
+    for rest, same in groupby(digits, after):
+        if rest:
+            group = list(same)
+            yield f"[{group[0]}-{group[-1]}] {rest}"
 
 
-def _positive(low: Decimal, above: bool, high: Decimal | None, below: bool) -> list[str]:
-    if high is not None and (low > high or (low == high and (above or below))):
-        return []
-    whole, part = _split(low)
-    top, end = _split(high) if high is not None else (None, "")
-    if top == whole:
-        return _with(str(whole), _fraction(part, above, end, below))
-    found = _with(str(whole), _fraction(part, above, None, False))
-    between = _naturals(whole + 1, None if top is None else top - 1)
-    found += [f'{one} ("." {_digits(1, DIGITS)})?' for one in between]
-    return found if top is None else found + _with(str(top), _fraction("", False, end, below))
-
-
-def _split(number: Decimal) -> tuple[int, str]:
+def _split(number: Decimal) -> tuple[str, str]:
     whole, _, part = format(number, "f").partition(".")
-    return int(whole), part.rstrip("0")
+    return whole, part.rstrip("0")
 
 
-def _with(whole: str, fractions: list[str]) -> list[str]:
-    """A whole part and a choice of digits behind the point, of which none is one."""
-    found = [f'"{whole}"'] if '""' in fractions else []
-    behind = [one for one in fractions if one != '""']
-    return [*found, f'"{whole}." ({" | ".join(behind)})'] if behind else found
-
-
-def _fraction(low: str, above: bool, high: str | None, below: bool) -> list[str]:
-    """Digits behind the point that lie between two others; `high` None: no bound. The empty ones read `""`."""
-    if high is None and not low:
-        return [f'"0"{{0,{DIGITS}}} [1-9] {_digits(0, DIGITS)}'] if above else ['""', _digits(1, DIGITS)]
-    if high == "":  # nothing but zeros is left
-        return [] if low or above or below else ['""', f'"0"{{1,{DIGITS}}}']
-    found = [] if low or above else ['""']
-    first, last = int(low[:1] or 0), 9 if high is None else int(high[0])
-    if first == last:
-        ends = _fraction(low[1:], above, None if high is None else high[1:], below)
-        return found + _behind(first, ends)
-    found += _behind(first, _fraction(low[1:], above, None, False))
-    if last - first > 1:
-        found.append(f"[{first + 1}-{last - 1}] {_digits(0, DIGITS)}")
-    return found + _behind(last, [_digits(0, DIGITS)] if high is None else _fraction("", False, high[1:], below))
-
-
-def _behind(digit: int, fractions: list[str]) -> list[str]:
-    return [f'"{digit}" {one}' for one in fractions]
-
-
-def _digits(least: int, most: int) -> str:
-    return f"[0-9]{{{least},{most}}}" if most else '""'
+def _compare(one: str, other: str) -> int:
+    return (one > other) - (one < other)

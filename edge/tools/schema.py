@@ -24,8 +24,9 @@ from typing import Any
 
 from edge.errors import UsageError
 from edge.tools import numbers
+from edge.tools.numbers import Bound, Rule
 
-MOST_BYTES, DEEPEST, MOST_RULES, LONGEST = 100_000, 32, 4_000, 4_096
+MOST_BYTES, DEEPEST, MOST_RULES, LONGEST = 100_000, 32, 4_000, 128
 """Of a schema: its size in UTF-8, how deep it nests, the rules of its grammar; and of a bound on a length."""
 
 _TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
@@ -57,6 +58,7 @@ _FORMATS = {
     "ipv4": f'{_BYTE} ("." {_BYTE}){{3}}',
     "email": '[A-Za-z0-9_+-]{1,32} ("." [A-Za-z0-9_+-]{1,32}){0,3} "@" [A-Za-z0-9]{1,32} ([.-] [A-Za-z0-9]{1,32}){1,4}',
 }
+_LONGEST_BOUND = 30
 _COMMA = ' "," ws '
 _SHARED = {
     "ws": '(" " | "\\n" [ ]{0,32})?',
@@ -137,7 +139,7 @@ class _Writer:
             elif kind == "string":
                 parts.append(_string(schema, at))
             elif kind in ("number", "integer"):
-                parts.append(_number(schema, kind, at))
+                parts.append(_number(schema, kind, at, self._rule))
             else:
                 parts.append(kind)
         return parts[0] if len(parts) == 1 else f"({' | '.join(parts)})"
@@ -359,30 +361,34 @@ def _string(schema: Mapping[str, Any], at: str) -> str:
     return rf'("\"" char{_times(least, most)} "\"")' if least or most is not None else "string"
 
 
-def _number(schema: Mapping[str, Any], kind: str, at: str) -> str:
+def _number(schema: Mapping[str, Any], kind: str, at: str, rule: Rule) -> str:
     bounds = {word: schema[word] for word, of in _OF_TYPE.items() if of == "number" and word in schema}
     if not bounds:
         return kind
     for word, value in bounds.items():
         if isinstance(value, bool) or not isinstance(value, (int, Decimal)):
             raise _refusal(f"{word} at {at} is {_shown(value)}, no number", "Put a number there.")
+        if len(format(Decimal(value), "f")) > _LONGEST_BOUND:
+            raise _refusal(f"{word} at {at} has more than {_LONGEST_BOUND} digits", "Take a rounder one.")
+    bounds = {word: value or 0 for word, value in bounds.items()}  # -0.0 is 0
     lows = [(Decimal(bounds[w]), w == "exclusiveMinimum") for w in ("minimum", "exclusiveMinimum") if w in bounds]
-    highs = [(Decimal(bounds[w]), w == "exclusiveMaximum") for w in ("maximum", "exclusiveMaximum") if w in bounds]
-    low, above = max(lows, default=(None, False))
-    high, below = min(highs, key=lambda pair: (pair[0], not pair[1]), default=(None, False))
-    if any(abs(value) >= 10**30 or value.as_tuple().exponent < -30 for value, _ in [*lows, *highs]):  # type: ignore[operator]
-        raise _refusal(f"a bound at {at} has more than 30 digits", "Take a rounder one.")
+    highs = [(Decimal(bounds[w]), w != "exclusiveMaximum") for w in ("maximum", "exclusiveMaximum") if w in bounds]
+    low = Bound(*max(lows)) if lows else None
+    high = Bound(min(highs)[0], not min(highs)[1]) if highs else None
     if kind == "integer":
-        least = None if low is None else int(low.to_integral_value("ROUND_CEILING"))
-        most = None if high is None else int(high.to_integral_value("ROUND_FLOOR"))
-        least = least + 1 if least is not None and above and least == low else least
-        most = most - 1 if most is not None and below and most == high else most
-        found = numbers.integers(least, most)
-    else:
-        found = numbers.decimals(low, high, above, below)
-    if not found:
+        low, high = _whole(low, "ROUND_FLOOR", 1), _whole(high, "ROUND_CEILING", -1)
+    found = numbers.between(low, high, whole=kind == "integer", rule=rule)
+    if found is None:
         raise _refusal(f"no {kind} lies between the bounds at {at}", "Widen them.")
-    return f"({' | '.join(found)})"
+    return found
+
+
+def _whole(bound: Bound | None, rounding: str, step: int) -> Bound | None:
+    """The next integer inside the bound."""
+    if bound is None:
+        return None
+    rounded = bound.value.to_integral_value(rounding)
+    return Bound(rounded + step if rounded != bound.value or bound.open else rounded)
 
 
 def _lengths(schema: Mapping[str, Any], lower: str, upper: str, at: str) -> tuple[int, int | None]:

@@ -1,13 +1,13 @@
 """What a GLM-4 model has answered → text, thoughts and calls of tools; piece by piece, or whole.
 
-A model calls by a line that is the name of a tool alone, and the arguments behind it; the next call is a turn of its own,
-behind `<|assistant|>`. What counts as a call here:
+A model calls by a line that is the name of a tool alone, and the arguments behind it; the next call is a turn of its
+own, behind `<|assistant|>`. What counts as a call here:
 
-- Only a declared name, at the start of a line. The object of the arguments follows, on the next line as GLM-4 writes it,
-  or after blanks, blank lines or the opening of a markdown fence. What begins with `{"` or `{}` is taken for that object;
-  anything else makes a sentence of the name. Text may stand before a call, and between calls.
-- Of a built-in tool, whose arguments are any text: only at the start of a turn, the name alone on its line. Its arguments
-  last to the end of the turn.
+- Only a declared name, at the start of a line. The object of the arguments follows, on the next line as GLM-4 writes
+  it, or after blanks, blank lines or the opening of a markdown fence. What begins with `{"` or `{}` is taken for that
+  object; anything else makes a sentence of the name. Text may stand before a call, and between calls.
+- Of a built-in tool, whose arguments are any text: only at the start of a turn, the name alone on its line. Its
+  arguments last to the end of the turn.
 - Arguments that end too early, or are no JSON, are given as they came, and the call says that it is not valid; whether
   the text ended inside one says `Parsed.truncated`.
 - Raw line breaks inside a JSON string, which JSON forbids and models write, become `\\n`.

@@ -1,9 +1,9 @@
 """JSON Schema → a grammar of the JSON documents that fit it, in the EBNF of xgrammar, which constrains OpenVINO GenAI.
 
-xgrammar reads schemas itself, but what OpenVINO GenAI 2026.4 carries of it was seen to let blanks run on without an end,
-to write numbers between bounds that are no JSON (`0D75`), and to pass over multipleOf, uniqueItems, oneOf, allOf, not,
-if, dependentRequired, propertyNames, required names without a property, and what stands beside $ref or anyOf. Here a
-keyword is kept, or refused by name. What is kept:
+xgrammar reads schemas itself, but what OpenVINO GenAI 2026.4 carries of it was seen to let blanks run on without an
+end, to write numbers between bounds that are no JSON (`0D75`), and to pass over multipleOf, uniqueItems, oneOf, allOf,
+not, if, dependentRequired, propertyNames, required names without a property, and what stands beside $ref or anyOf. Here
+a keyword is kept, or refused by name. What is kept:
 
 type, enum, const; properties, required, additionalProperties; items, prefixItems, minItems, maxItems; minLength,
 maxLength, format (date, time, date-time, uuid, ipv4, email; others say nothing, as in JSON Schema itself); minimum,
@@ -11,8 +11,8 @@ maximum, exclusiveMinimum, exclusiveMaximum; anyOf, oneOf where its choices excl
 not overlap, $ref inside the document.
 
 Documents come in a form that every schema allows: properties in the schema's order, none that is not declared unless
-the schema declares none, blanks of at most one space or one line break and its indentation, numbers of at most 15 digits
-before and behind the point. A keyword that JSON Schema does not know says nothing there and says nothing here.
+the schema declares none, blanks of at most one space or one line break and its indentation, numbers of at most 15
+digits before and behind the point. A keyword that JSON Schema does not know says nothing there and says nothing here.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ class _Writer:
         return f"({' | '.join(parts)})"
 
     def _disjoint(self, choices: Sequence[Any], at: str, depth: int) -> bool:
-        """Whether it shows that no document fits two of them: by type, or by a required property that tells them apart."""
+        """Whether no document fits two of them, as types or a required property that tells them apart show."""
         flat = [self._joined({"allOf": [choice]}, at, depth) for choice in choices]
         return all(self._apart(a, b, at) for i, a in enumerate(flat) for b in flat[i + 1 :])
 

@@ -22,19 +22,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
-from edge.errors import UsageError
 from edge.tools import numbers
-from edge.tools.numbers import Bound, Rule
+from edge.tools.scalars import BOUNDS, lengths, number, refusal, shown, string, times
 
-MOST_BYTES, DEEPEST, MOST_RULES, LONGEST = 100_000, 32, 4_000, 128
-"""Of a schema: its size in UTF-8, how deep it nests, the rules of its grammar; and of a bound on a length."""
+MOST_BYTES, DEEPEST, MOST_RULES = 100_000, 32, 4_000
+"""Of a schema: its size in UTF-8, how deep it nests, the rules of its grammar."""
 
 _TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 _OF_TYPE = {
     "properties": "object", "required": "object", "additionalProperties": "object",
     "items": "array", "prefixItems": "array", "minItems": "array", "maxItems": "array",
     "minLength": "string", "maxLength": "string", "format": "string",
-    "minimum": "number", "maximum": "number", "exclusiveMinimum": "number", "exclusiveMaximum": "number",
+    **dict.fromkeys(BOUNDS, "number"),
 }  # fmt: skip
 _JOINING = ("$ref", "anyOf", "oneOf", "allOf")
 _KEPT = {*_OF_TYPE, *_JOINING, "type", "enum", "const"}
@@ -45,20 +44,6 @@ _REFUSED = {
 }  # fmt: skip
 _NO_EFFECT: dict[str, Any] = {"uniqueItems": False, "minProperties": 0, "unevaluatedProperties": True}
 
-_DATE = '[12] [0-9]{3} "-" (("0" [13578] | "1" [02]) "-" ("0" [1-9] | [12] [0-9] | "3" [01])'
-_DATE += ' | ("0" [469] | "11") "-" ("0" [1-9] | [12] [0-9] | "30") | "02-" ("0" [1-9] | [12] [0-9]))'
-_TIME = '([01] [0-9] | "2" [0-3]) ":" [0-5] [0-9] ":" [0-5] [0-9] ("." [0-9]{1,6})?'
-_TIME += ' ("Z" | [+-] ([01] [0-9] | "2" [0-3]) ":" [0-5] [0-9])'
-_BYTE = '("25" [0-5] | "2" [0-4] [0-9] | "1" [0-9] [0-9] | [1-9]? [0-9])'
-_FORMATS = {
-    "date": _DATE,
-    "time": _TIME,
-    "date-time": f'{_DATE} "T" {_TIME}',
-    "uuid": '[0-9a-f]{8} ("-" [0-9a-f]{4}){3} "-" [0-9a-f]{12}',
-    "ipv4": f'{_BYTE} ("." {_BYTE}){{3}}',
-    "email": '[A-Za-z0-9_+-]{1,32} ("." [A-Za-z0-9_+-]{1,32}){0,3} "@" [A-Za-z0-9]{1,32} ([.-] [A-Za-z0-9]{1,32}){1,4}',
-}
-_LONGEST_BOUND = 30
 _COMMA = ' "," ws '
 _SHARED = {
     "ws": '(" " | "\\n" [ ]{0,32})?',
@@ -87,11 +72,11 @@ def ebnf(schema: str) -> str:
         UsageError: it is no schema, has a keyword that cannot be kept, contradicts itself, or is too large.
     """
     if len(schema.encode()) > MOST_BYTES:
-        raise _refusal(f"the schema has {len(schema.encode()):,} bytes", f"Keep it below {MOST_BYTES:,}.")
+        raise refusal(f"the schema has {len(schema.encode()):,} bytes", f"Keep it below {MOST_BYTES:,}.")
     try:
         document = json.loads(schema, parse_float=Decimal)
     except (ValueError, RecursionError) as error:
-        raise _refusal(f"the schema is no JSON ({error})", "Send a JSON Schema.") from error
+        raise refusal(f"the schema is no JSON ({error})", "Send a JSON Schema.") from error
     return _Writer(document).text()
 
 
@@ -109,7 +94,7 @@ class _Writer:
 
     def _rule(self, body: str) -> str:
         if len(self._rules) >= MOST_RULES:
-            raise _refusal(f"the schema needs more than {MOST_RULES:,} rules", "Take fewer properties and choices.")
+            raise refusal(f"the schema needs more than {MOST_RULES:,} rules", "Take fewer properties and choices.")
         name = f"r{len(self._rules)}"
         self._rules[name] = body
         return name
@@ -117,11 +102,11 @@ class _Writer:
     def _of(self, schema: Any, at: str, depth: int) -> str:
         """An expression for the documents that fit `schema`, which stands at `at`."""
         if depth > DEEPEST:
-            raise _refusal(f"the schema nests deeper than {DEEPEST} at {at}", "Flatten it.")
+            raise refusal(f"the schema nests deeper than {DEEPEST} at {at}", "Flatten it.")
         if schema is True:
             return "value"
         if not isinstance(schema, Mapping):
-            raise _refusal(f"{at} is {_shown(schema)}, which no document fits", "Put a schema there.")
+            raise refusal(f"{at} is {shown(schema)}, which no document fits", "Put a schema there.")
         schema = self._joined(schema, at, depth)
         if "$ref" in schema:
             return self._at_ref(schema["$ref"], at, depth)
@@ -137,9 +122,9 @@ class _Writer:
             if kind in written:
                 parts.append(written[kind](schema, at, depth))
             elif kind == "string":
-                parts.append(_string(schema, at))
+                parts.append(string(schema, at))
             elif kind in ("number", "integer"):
-                parts.append(_number(schema, kind, at, self._rule))
+                parts.append(number(schema, kind, at, self._rule))
             else:
                 parts.append(kind)
         return parts[0] if len(parts) == 1 else f"({' | '.join(parts)})"
@@ -148,11 +133,11 @@ class _Writer:
         """One schema that says what `schema` says, its allOf and what stands beside a $ref laid together."""
         for word in sorted(_REFUSED & schema.keys()):
             if word not in _NO_EFFECT or schema[word] != _NO_EFFECT[word]:
-                raise _refusal(f"the keyword {word!r} at {at} cannot be enforced", "Leave it out of the schema.")
+                raise refusal(f"the keyword {word!r} at {at} cannot be enforced", "Leave it out of the schema.")
         says = {word: value for word, value in schema.items() if word in _KEPT}
         parts = says.pop("allOf", [])
         if not isinstance(parts, list):
-            raise _refusal(f"allOf at {at} is no list", "Put a list of schemas there.")
+            raise refusal(f"allOf at {at} is no list", "Put a list of schemas there.")
         if "$ref" in says and (parts or len(says) > 1):
             parts = [*parts, {"$ref": says.pop("$ref")}]
         if parts and len(parts) == 1 and not says and isinstance(parts[0], Mapping) and "$ref" in parts[0]:
@@ -163,13 +148,13 @@ class _Writer:
                     break
                 part = {**self._target(part["$ref"], at), **{k: v for k, v in part.items() if k in _KEPT - {"$ref"}}}
             if not isinstance(part, Mapping) or depth > DEEPEST:
-                raise _refusal(f"a part of allOf at {at} is {_shown(part)}", "Put a schema there.")
+                raise refusal(f"a part of allOf at {at} is {shown(part)}", "Put a schema there.")
             says = _both(says, self._joined(part, at, depth + 1), at)
         return says
 
     def _target(self, ref: Any, at: str) -> Any:
         if not isinstance(ref, str) or not (ref == "#" or ref.startswith("#/")):
-            raise _refusal(f"the $ref {_shown(ref)} at {at} leads out of the schema", "Take $defs inside it.")
+            raise refusal(f"the $ref {shown(ref)} at {at} leads out of the schema", "Take $defs inside it.")
         place = self._document
         for step in ref.split("/")[1:]:
             step = step.replace("~1", "/").replace("~0", "~")
@@ -178,7 +163,7 @@ class _Writer:
             elif isinstance(place, list) and step.isdecimal() and int(step) < len(place):
                 place = place[int(step)]
             else:
-                raise _refusal(f"the $ref {ref!r} at {at} leads nowhere", "Define it under $defs.")
+                raise refusal(f"the $ref {ref!r} at {at} leads nowhere", "Define it under $defs.")
         return place
 
     def _at_ref(self, ref: Any, at: str, depth: int) -> str:
@@ -187,20 +172,20 @@ class _Writer:
             self._by_ref[ref] = name = self._rule("")
             body = self._of(target, ref, depth + 1)
             if body == name or self._rules.get(body) == name:
-                raise _refusal(f"the $ref {ref!r} leads to itself", "Let it lead to a type.")
+                raise refusal(f"the $ref {ref!r} leads to itself", "Let it lead to a type.")
             self._rules[name] = body
         return self._by_ref[ref]
 
     def _choice(self, schema: Mapping[str, Any], word: str, at: str, depth: int) -> str:
         choices = schema[word]
         if not isinstance(choices, list) or not choices:
-            raise _refusal(f"{word} at {at} is no list of schemas", "Put some there.")
+            raise refusal(f"{word} at {at} is no list of schemas", "Put some there.")
         beside = {key: value for key, value in schema.items() if key != word}
         resolved = [
             _both(beside, self._joined(choice, f"{at}/{word}", depth), at) if beside else choice for choice in choices
         ]
         if word == "oneOf" and not self._disjoint(resolved, at, depth):
-            raise _refusal(f"the choices of oneOf at {at} may fit together", "Take anyOf.")
+            raise refusal(f"the choices of oneOf at {at} may fit together", "Take anyOf.")
         parts = [self._of(choice, f"{at}/{word}/{i}", depth + 1) for i, choice in enumerate(resolved)]
         return f"({' | '.join(parts)})"
 
@@ -232,11 +217,11 @@ class _Writer:
 
     def _literals(self, schema: Mapping[str, Any], at: str) -> str:
         if beside := sorted(schema.keys() - {"enum", "const", "type"}):
-            raise _refusal(f"the keyword {beside[0]!r} at {at} stands beside enum or const", "Leave it out there.")
+            raise refusal(f"the keyword {beside[0]!r} at {at} stands beside enum or const", "Leave it out there.")
         kinds = _types(schema, at)
         values = [value for value in _values(schema) or () if _is_a(value, kinds)]
         if not values:
-            raise _refusal(f"nothing in the enum at {at} fits", "Put values there that do.")
+            raise refusal(f"nothing in the enum at {at} fits", "Put values there that do.")
         return f"({' | '.join(_literal(_json(value)) for value in values)})"
 
     def _kinds(self, schema: Mapping[str, Any], at: str) -> list[str]:
@@ -250,10 +235,10 @@ class _Writer:
         properties, more = schema.get("properties", {}), schema.get("additionalProperties", True)
         required = schema.get("required", [])
         if not isinstance(properties, Mapping) or not isinstance(required, list):
-            raise _refusal(f"properties or required at {at} are no object and list", "Write them as JSON Schema does.")
+            raise refusal(f"properties or required at {at} are no object and list", "Write them as JSON Schema does.")
         undeclared = [name for name in required if name not in properties]
         if undeclared and more is False:
-            raise _refusal(f"{undeclared[0]!r} at {at} is required and not allowed", "Declare it in properties.")
+            raise refusal(f"{undeclared[0]!r} at {at} is required and not allowed", "Declare it in properties.")
         properties = {**properties, **dict.fromkeys(undeclared, more)}
         if not properties:
             if more is False:
@@ -274,24 +259,24 @@ class _Writer:
         return f'("{{" ws {first} ws "}}")'
 
     def _array(self, schema: Mapping[str, Any], at: str, depth: int) -> str:
-        least, most = _lengths(schema, "minItems", "maxItems", at)
+        least, most = lengths(schema, "minItems", "maxItems", at)
         prefix, items = schema.get("prefixItems", []), schema.get("items", True)
         if not isinstance(prefix, list) or isinstance(items, list):
-            raise _refusal(f"items at {at} is a list, or prefixItems none", "Write them as JSON Schema 2020-12 does.")
+            raise refusal(f"items at {at} is a list, or prefixItems none", "Write them as JSON Schema 2020-12 does.")
         heads = [self._of(one, f"{at}/prefixItems/{i}", depth + 1) for i, one in enumerate(prefix)]
         heads = heads if most is None else heads[:most]
         least = max(0, least - len(heads))
         most = 0 if items is False else None if most is None else most - len(heads)
         if most is not None and least > most:
-            raise _refusal(f"minItems at {at} asks for more than there may be", "Lower it.")
+            raise refusal(f"minItems at {at} asks for more than there may be", "Lower it.")
         if most != 0:
             item = self._rule(self._of(items, f"{at}/items", depth + 1))
         if heads:
-            tail = "" if most == 0 else f' ("," ws {item}){_times(least, most)}'
+            tail = "" if most == 0 else f' ("," ws {item}){times(least, most)}'
             return f'("[" ws {_COMMA.join(heads)}{tail} ws "]")'
         if most == 0:
             return '("[" ws "]")'
-        some = f'{item} ("," ws {item}){_times(max(0, least - 1), None if most is None else most - 1)} ws'
+        some = f'{item} ("," ws {item}){times(max(0, least - 1), None if most is None else most - 1)} ws'
         return f'("[" ws {some if least else f"({some})?"} "]")'
 
 
@@ -309,12 +294,12 @@ def _both(one: Mapping[str, Any], other: Mapping[str, Any], at: str) -> dict[str
                 kind for kind in _types(one, at) if kind in allowed or (kind == "integer" and "number" in allowed)
             ]
         elif word in joined and joined[word] != value:
-            raise _refusal(f"two parts of the schema at {at} both say {word!r}", "Say it once.")
+            raise refusal(f"two parts of the schema at {at} both say {word!r}", "Say it once.")
         else:
             joined[word] = value
     closed = [schema for schema in (one, other) if schema.get("additionalProperties", True) is not True]
     if closed and any("properties" in schema for schema in (one, other) if schema is not closed[0]):
-        raise _refusal(f"'additionalProperties' at {at} meets properties of another part", "Say both in one part.")
+        raise refusal(f"'additionalProperties' at {at} meets properties of another part", "Say both in one part.")
     return joined
 
 
@@ -323,9 +308,9 @@ def _types(schema: Mapping[str, Any], at: str) -> Sequence[str]:
     kinds = given if isinstance(given, list) else [given]
     for kind in kinds:
         if kind not in _TYPES:
-            raise _refusal(f"the type {_shown(kind)} at {at} is not known", f"Known are {', '.join(_TYPES)}.")
+            raise refusal(f"the type {shown(kind)} at {at} is not known", f"Known are {', '.join(_TYPES)}.")
     if not kinds:
-        raise _refusal(f"no type fits at {at}", "Put one there.")
+        raise refusal(f"no type fits at {at}", "Put one there.")
     return kinds
 
 
@@ -335,7 +320,7 @@ def _values(schema: Mapping[str, Any]) -> list[Any] | None:
         return None
     values = schema.get("enum", [schema.get("const")])
     if not isinstance(values, list):
-        raise _refusal("an enum is no list", "Put the values in one.")
+        raise refusal("an enum is no list", "Put the values in one.")
     return [value for value in values if "const" not in schema or _key(value) == _key(schema["const"])]
 
 
@@ -352,59 +337,6 @@ def _is_a(value: Any, kinds: Sequence[str]) -> bool:
     return python[type(value)] in kinds
 
 
-def _string(schema: Mapping[str, Any], at: str) -> str:
-    least, most = _lengths(schema, "minLength", "maxLength", at)
-    if (form := _FORMATS.get(schema.get("format", ""))) is not None:
-        if "minLength" in schema or "maxLength" in schema:
-            raise _refusal(f"format and a length stand together at {at}", "Leave the length out.")
-        return rf'("\"" {form} "\"")'
-    return rf'("\"" char{_times(least, most)} "\"")' if least or most is not None else "string"
-
-
-def _number(schema: Mapping[str, Any], kind: str, at: str, rule: Rule) -> str:
-    bounds = {word: schema[word] for word, of in _OF_TYPE.items() if of == "number" and word in schema}
-    if not bounds:
-        return kind
-    for word, value in bounds.items():
-        if isinstance(value, bool) or not isinstance(value, (int, Decimal)):
-            raise _refusal(f"{word} at {at} is {_shown(value)}, no number", "Put a number there.")
-        if len(format(Decimal(value), "f")) > _LONGEST_BOUND:
-            raise _refusal(f"{word} at {at} has more than {_LONGEST_BOUND} digits", "Take a rounder one.")
-    bounds = {word: value or 0 for word, value in bounds.items()}  # -0.0 is 0
-    lows = [(Decimal(bounds[w]), w == "exclusiveMinimum") for w in ("minimum", "exclusiveMinimum") if w in bounds]
-    highs = [(Decimal(bounds[w]), w != "exclusiveMaximum") for w in ("maximum", "exclusiveMaximum") if w in bounds]
-    low = Bound(*max(lows)) if lows else None
-    high = Bound(min(highs)[0], not min(highs)[1]) if highs else None
-    if kind == "integer":
-        low, high = _whole(low, "ROUND_FLOOR", 1), _whole(high, "ROUND_CEILING", -1)
-    found = numbers.between(low, high, whole=kind == "integer", rule=rule)
-    if found is None:
-        raise _refusal(f"no {kind} lies between the bounds at {at}", "Widen them.")
-    return found
-
-
-def _whole(bound: Bound | None, rounding: str, step: int) -> Bound | None:
-    """The next integer inside the bound."""
-    if bound is None:
-        return None
-    rounded = bound.value.to_integral_value(rounding)
-    return Bound(rounded + step if rounded != bound.value or bound.open else rounded)
-
-
-def _lengths(schema: Mapping[str, Any], lower: str, upper: str, at: str) -> tuple[int, int | None]:
-    least, most = schema.get(lower, 0), schema.get(upper)
-    for word, value in ((lower, least), (upper, most)):
-        if value is not None and (isinstance(value, bool) or value != int(value) or not 0 <= value <= LONGEST):
-            raise _refusal(f"{word} at {at} is {_shown(value)}", f"Take a whole number of at most {LONGEST:,}.")
-    if most is not None and least > most:
-        raise _refusal(f"{lower} at {at} is above {upper}", "Lower it.")
-    return int(least), None if most is None else int(most)
-
-
-def _times(least: int, most: int | None) -> str:
-    return "*" if not least and most is None else f"{{{least},{'' if most is None else most}}}"
-
-
 def _key(value: Any) -> str:
     """Equal for equal JSON values, 1 and 1.0 included, and for no others."""
     if isinstance(value, Decimal) and value == int(value):
@@ -418,12 +350,3 @@ def _json(value: Any) -> str:
 
 def _literal(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 80 else f"{text[:77]}…"
-
-
-def _refusal(message: str, hint: str) -> UsageError:
-    return UsageError(message, hint=hint)

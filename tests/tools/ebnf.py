@@ -117,5 +117,5 @@ class Grammar:
 
 @lru_cache(None)
 def _members(signs: re.Pattern[str]) -> list[str]:
-    pool = [*map(chr, range(0, 128)), "é", "你", "\u2028", "😀"]
+    pool = [*map(chr, range(128)), "é", "你", "\u2028", "😀"]
     return [sign for sign in pool if signs.fullmatch(sign)]

@@ -47,7 +47,7 @@ def number(schema: Mapping[str, Any], kind: str, at: str, rule: Rule) -> str:
     if not bounds:
         return kind
     for word, value in bounds.items():
-        if isinstance(value, bool) or not isinstance(value, (int, Decimal)):
+        if not _is_number(value):
             raise refusal(f"{word} at {at} is {shown(value)}, no number", "Put a number there.")
         if len(format(Decimal(value), "f")) > _LONGEST_BOUND:
             raise refusal(f"{word} at {at} has more than {_LONGEST_BOUND} digits", "Take a rounder one.")
@@ -76,11 +76,15 @@ def lengths(schema: Mapping[str, Any], lower: str, upper: str, at: str) -> tuple
     """The least and the most, of a string's signs or an array's items."""
     least, most = schema.get(lower, 0), schema.get(upper)
     for word, value in ((lower, least), (upper, most)):
-        if value is not None and (isinstance(value, bool) or value != int(value) or not 0 <= value <= LONGEST):
+        if value is not None and not (_is_number(value) and value == int(value) and 0 <= value <= LONGEST):
             raise refusal(f"{word} at {at} is {shown(value)}", f"Take a whole number of at most {LONGEST:,}.")
     if most is not None and least > most:
         raise refusal(f"{lower} at {at} is above {upper}", "Lower it.")
     return int(least), None if most is None else int(most)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, Decimal)) and not isinstance(value, bool)
 
 
 def times(least: int, most: int | None) -> str:

@@ -85,6 +85,7 @@ class _Writer:
         self._document = document
         self._rules: dict[str, str] = {}
         self._by_ref: dict[str, str] = {}
+        self._bare: tuple[str, ...] = ()  # refs on the way here with nothing around them: no text comes before
 
     def text(self) -> str:
         root = self._of(self._document, "#", 0)
@@ -120,7 +121,9 @@ class _Writer:
         parts = []
         for kind in kinds:
             if kind in written:
+                outside, self._bare = self._bare, ()
                 parts.append(written[kind](schema, at, depth))
+                self._bare = outside
             elif kind == "string":
                 parts.append(string(schema, at))
             elif kind in ("number", "integer"):
@@ -168,12 +171,13 @@ class _Writer:
 
     def _at_ref(self, ref: Any, at: str, depth: int) -> str:
         target = self._target(ref, at)
+        if ref in self._bare:
+            raise refusal(f"the $ref {ref!r} leads to itself", "Let it lead to a type.")
         if ref not in self._by_ref:
             self._by_ref[ref] = name = self._rule("")
-            body = self._of(target, ref, depth + 1)
-            if body == name or self._rules.get(body) == name:
-                raise refusal(f"the $ref {ref!r} leads to itself", "Let it lead to a type.")
-            self._rules[name] = body
+            outside, self._bare = self._bare, (*self._bare, ref)
+            self._rules[name] = self._of(target, ref, depth + 1)
+            self._bare = outside
         return self._by_ref[ref]
 
     def _choice(self, schema: Mapping[str, Any], word: str, at: str, depth: int) -> str:

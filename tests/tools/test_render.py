@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -32,7 +33,7 @@ OF_0414 = (
     "[gMASK]<sop>{% if tools is not none %}<|system|>\nTools:{% for tool in tools %}{% set f = tool['function'] %}"
     "\n\n## {{ f.name }}\n\n{{ f | tojson(indent=4, ensure_ascii=False) }}\nJSON, please.{% endfor %}{% endif %}"
     "{% for m in messages if m.role == 'system' %}<|system|>\n{{ m.content }}{% endfor %}"
-    "{% for m in messages if m.role != 'system' %}<|{{ m.role }}|>{% if m.metadata %}{{ m.metadata }}{% endif %}\n"
+    "{% for m in messages if m.role != 'system' %}<|{{ m.role }}|>{{ m.metadata or '' }}\n"
     "{{ m.content }}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 OF_Z1 = OF_0414.replace("<|assistant|>{% endif %}", "<|assistant|>\n<think>{% endif %}")
@@ -122,9 +123,9 @@ def test_what_cannot_be_told_is_refused_by_name(messages: Any, tools: Any, said:
 
 
 def test_the_template_of_2024_writes_it_all() -> None:
+    shown = json.dumps(WEATHER["function"], indent=4, ensure_ascii=False)
     assert Template(OF_2024).render(conversation(ROUND, [WEATHER])) == (
-        '[gMASK]<sop><|system|>\nTools:\n## get_weather\n\n{\n    "name": "get_weather",\n'
-        '    "description": "天气",\n    "parameters": {\n        "type": "object"\n    }\n}\nJSON, please.<|system|>\nBe brief.<|user|>\n?'
+        f"[gMASK]<sop><|system|>\nTools:\n## get_weather\n\n{shown}\nJSON, please.<|system|>\nBe brief.<|user|>\n?"
         '<|assistant|>get_weather\n{"city": "SF"}<|assistant|>get_weather\n{"city": "上海"}'
         "<|observation|>\n23<|observation|>\n9<|assistant|>"
     )

@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
+from itertools import groupby, takewhile
 from typing import Any
 
 from edge.tools import numbers
@@ -94,6 +95,11 @@ class _Writer:
         )
 
     def _rule(self, body: str) -> str:
+        """Keep a rule and give its name.
+
+        Of choices that are texts and begin alike, xgrammar was seen to take what none of them is: of cel and celsius,
+        celelel. So such choices are told apart by their first sign, or are rules with rules inside.
+        """
         if len(self._rules) >= MOST_RULES:
             raise refusal(f"the schema needs more than {MOST_RULES:,} rules", "Take fewer properties and choices.")
         name = f"r{len(self._rules)}"
@@ -190,7 +196,7 @@ class _Writer:
         ]
         if word == "oneOf" and not self._disjoint(resolved, at, depth):
             raise refusal(f"the choices of oneOf at {at} may fit together", "Take anyOf.")
-        parts = [self._of(choice, f"{at}/{word}/{i}", depth + 1) for i, choice in enumerate(resolved)]
+        parts = [self._rule(self._of(choice, f"{at}/{word}/{i}", depth + 1)) for i, choice in enumerate(resolved)]
         return f"({' | '.join(parts)})"
 
     def _disjoint(self, choices: Sequence[Any], at: str, depth: int) -> bool:
@@ -226,7 +232,19 @@ class _Writer:
         values = [value for value in _values(schema) or () if _is_a(value, kinds)]
         if not values:
             raise refusal(f"nothing in the enum at {at} fits", "Put values there that do.")
-        return f"({' | '.join(_literal(_json(value)) for value in values)})"
+        return self._one_of(sorted({_json(value) for value in values}))
+
+    def _one_of(self, texts: Sequence[str]) -> str:
+        """An expression for sorted texts. No two of its choices begin alike: see `_rule`."""
+        same = takewhile(lambda pair: pair[0] == pair[1], zip(texts[0], texts[-1], strict=False))
+        head = "".join(sign for sign, _ in same)
+        rests = [text[len(head) :] for text in texts]
+        groups = [list(group) for _, group in groupby(rests, lambda rest: rest[:1])]
+        if len(groups) == 1:
+            return _literal(head)
+        tails = [_literal(group[0]) if len(group) == 1 else self._one_of(group) for group in groups]
+        choices = self._rule(" | ".join(tails))
+        return f"{_literal(head)} {choices}" if head else choices
 
     def _kinds(self, schema: Mapping[str, Any], at: str) -> list[str]:
         kinds = _types(schema, at)

@@ -57,6 +57,38 @@ class Grammar:
             parts.append(part)
         return ("and", parts)
 
+    def alike(self) -> list[str]:
+        """Signs with which two choices between texts both begin."""
+        found: list[str] = []
+
+        def first(node: Any) -> set[str] | None:
+            """What it begins with, "" for nothing; None: that a rule says."""
+            match node:
+                case ("or", choices):
+                    heads = [first(choice) for choice in choices]
+                    known = [sign for head in heads if head is not None for sign in head]
+                    found.extend(sign for sign in set(known) if known.count(sign) > 1)
+                    return None if None in heads else set(known)
+                case ("and", parts):
+                    begin: set[str] = {""}
+                    for part in parts:
+                        head = first(part)
+                        if "" in begin:
+                            begin = {"rule"} if head is None else begin - {""} | head
+                    return None if "rule" in begin else begin
+                case ("text", literal):
+                    return {literal[:1]}
+                case ("class", signs):
+                    return set(_members(signs))
+                case ("times", part, least, _):
+                    head = first(part)
+                    return head if head is None or least else head | {""}
+            return None
+
+        for rule in self.rules.values():
+            first(rule)
+        return found
+
     def holds(self, text: str) -> bool:
         @lru_cache(None)
         def rule(name: str, at: int) -> frozenset[int]:

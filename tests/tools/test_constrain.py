@@ -139,8 +139,8 @@ def test_the_pocket_model_keeps_to_it(pocket_dir: Path) -> None:
         },
         "required": ["p", "n", "unit", "tags"],
     }
-    tools = [function("numbers", numbers), FORECAST, WEATHER]
-    schemas = {"numbers": numbers, "forecast": DAYS, "weather": CITY}
+    schemas = {"get": numbers, "get_forecast": DAYS, "get_weather": CITY}
+    tools = [function(name, schema) for name, schema in schemas.items()]
     turns = conversation([{"role": "user", "content": "Call a tool."}], tools)
     engine = Engine.load(pocket_dir, Settings("CPU"))
     try:

@@ -163,14 +163,31 @@ def test_bounds_hold_what_lies_between_and_nothing_else(kind: str, bounds: Any, 
         assert grammar.holds(text) == (fits(value) and (kind == "number" or value == int(value))), text
 
 
-def test_no_number_can_be_read_in_two_ways() -> None:
-    """Of alternatives with a common beginning, xgrammar took numbers of any length."""
-    for schema in ({"minimum": 0, "maximum": 255}, {"minimum": -7, "maximum": 1000}, {"minimum": 5}):
-        for line in ebnf(json.dumps({"type": "integer", **schema})).splitlines():
-            if line.startswith("r"):
-                heads = [choice.split()[0] for choice in line.partition("::= ")[2].strip("()").split(" | ")]
-                digits = [d for h in heads if h[0] == "[" for d in range(int(h[1]), int(h[-2]) + 1)]
-                assert len(digits) == len(set(digits)), line
+@pytest.mark.parametrize(
+    "schema",
+    [
+        *(schema for schema, _, _ in KEPT.values()),
+        {"type": "integer", "minimum": -7, "maximum": 1000},
+        {"type": "number", "minimum": -0.25, "exclusiveMaximum": 12.5},
+        {"enum": ["cel", "celsius", "c", "k", 1, 12, 125, -1, {"a": 1}, {"a": 2}]},
+    ],
+)
+def test_no_choices_between_texts_begin_alike(schema: Any) -> None:
+    """Of such, xgrammar takes what is none of them: of cel and celsius, celelel."""
+    assert Grammar(ebnf(json.dumps(schema))).alike() == []
+
+
+def test_the_reader_sees_choices_that_begin_alike() -> None:
+    assert Grammar('root ::= "cel" | "celsius"').alike() == ["c"]
+    assert Grammar('root ::= [0-9] "a" | "-"? [5-6]').alike()
+
+
+@given(st.lists(st.text("ab1") | st.integers(0, 120), min_size=1))
+def test_an_enum_holds_its_values(values: Any) -> None:
+    grammar = Grammar(ebnf(json.dumps({"enum": values})))
+    assert grammar.alike() == []
+    for value in [*values, "a", "ab", "b1", 1, 12, 120]:
+        assert grammar.holds(json.dumps(value)) == (value in values)
 
 
 REFUSED: list[tuple[Any, str]] = [

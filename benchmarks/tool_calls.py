@@ -4,7 +4,7 @@
 
 BFCL is a folder with `BFCL_v4_simple_python.json` of the Berkeley Function-Calling Leaderboard and its
 `possible_answer` beside it: a question, one function, and the answers that are accepted. Each is asked twice: the call
-required (`tool_choice`), and left to the model. Greedy. An answer is right if every argument equals one that is accepted
+required (`tool_choice`), and left to the model. Greedy. An answer is right if every argument equals an accepted one
 and no other is missing; BFCL itself is more lenient with strings.
 """
 
@@ -175,7 +175,8 @@ def _ask(engine: Any, case: Case, choice: str, new_tokens: int) -> dict[str, Any
     parsed = parse(text, wanted.tools, opened=engine.opens_thought, parallel=wanted.parallel)
     row = {
         "text": text, "tokens": usage.completion_tokens, "seconds": round(seconds, 3),
-        "finish": parsed.finish_reason(usage.finish_reason), "called": bool(parsed.calls), "valid": False, "right": False,
+        "finish": parsed.finish_reason(usage.finish_reason), "called": bool(parsed.calls), "valid": False,
+        "right": False,
     }  # fmt: skip
     if parsed.calls and parsed.calls[0].valid:
         arguments = json.loads(parsed.calls[0].arguments)

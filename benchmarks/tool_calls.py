@@ -3,8 +3,8 @@
     python -m benchmarks.tool_calls MODEL BFCL --out benchmarks/results/tool_calls.json
 
 BFCL is a folder with `BFCL_v4_simple_python.json` of the Berkeley Function-Calling Leaderboard and its
-`possible_answer` beside it: a question, one function, and the answers that are accepted. Each is asked twice: the call
-required (`tool_choice`), and left to the model. Greedy. An answer is right if every argument equals an accepted one
+`possible_answer` beside it: a question, one function, and the answers that are accepted. Each is asked with the call
+required (`tool_choice`), the first few also with the call left to the model. Greedy. An answer is right if every argument equals an accepted one
 and no other is missing; BFCL itself is more lenient with strings.
 """
 
@@ -123,10 +123,11 @@ def _equal(given: Any, accepted: Any) -> bool:
 @click.argument("model", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("bfcl", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--cases", "count", default=400, show_default=True, help="From the first.")
+@click.option("--free", default=40, show_default=True, help="Of these, those left to the model as well.")
 @click.option("--new-tokens", default=512, show_default=True, help="At most, in an answer.")
 @click.option("--device", default="CPU", show_default=True)
 @click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path))
-def main(model: Path, bfcl: Path, count: int, new_tokens: int, device: str, out: Path) -> None:
+def main(model: Path, bfcl: Path, count: int, free: int, new_tokens: int, device: str, out: Path) -> None:
     """Ask, judge, and write both files."""
     from edge.runtime.engine import Engine
     from edge.runtime.settings import Settings
@@ -137,7 +138,7 @@ def main(model: Path, bfcl: Path, count: int, new_tokens: int, device: str, out:
     try:
         for number, case in enumerate(chosen):
             row: dict[str, Any] = {"id": case.id}
-            for choice in ("required", "auto"):
+            for choice in ("required", "auto")[: 2 if number < free else 1]:
                 row[choice] = _ask(engine, case, choice, new_tokens)
             rows.append(row)
             click.echo(f"\r{number + 1}/{len(chosen)} ", nl=False, err=True)
@@ -147,9 +148,19 @@ def main(model: Path, bfcl: Path, count: int, new_tokens: int, device: str, out:
     result = {
         "machine": machine(),
         "versions": versions("glm4-edge", "openvino", "openvino-genai", "jsonschema"),
-        "settings": {"cases": len(chosen), "new_tokens": new_tokens, "temperature": 0, "device": device},
-        "model": manifest["source"],
-        "shares": {choice: _shares([row[choice] for row in rows]) for choice in ("required", "auto")},
+        "settings": {
+            "cases": len(chosen),
+            "free": min(free, len(chosen)),
+            "new_tokens": new_tokens,
+            "temperature": 0,
+            "device": device,
+        },
+        "model": manifest["source"]["description"],
+        "shares": {
+            choice: _shares(asked)
+            for choice in ("required", "auto")
+            if (asked := [row[choice] for row in rows if choice in row])
+        },
         "rows": rows,
     }
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -188,7 +199,12 @@ def _ask(engine: Any, case: Case, choice: str, new_tokens: int) -> dict[str, Any
 def _shares(rows: list[dict[str, Any]]) -> dict[str, Any]:
     shares = {name: round(sum(row[name] for row in rows) / len(rows), 4) for name in ("called", "valid", "right")}
     cut = sum(row["finish"] == "length" for row in rows)
-    return {**shares, "cut_off": cut, "median_seconds": round(statistics.median(row["seconds"] for row in rows), 3)}
+    return {
+        "cases": len(rows),
+        **shares,
+        "cut_off": cut,
+        "median_seconds": round(statistics.median(row["seconds"] for row in rows), 3),
+    }
 
 
 def report(result: Mapping[str, Any]) -> str:
@@ -197,17 +213,17 @@ def report(result: Mapping[str, Any]) -> str:
     lines = [
         "# Tool calls",
         "",
-        f"{settings['cases']} cases of BFCL simple_python, {result['model']}, greedy, at most {settings['new_tokens']} "
+        f"Cases of BFCL simple_python. {result['model']}. Greedy, at most {settings['new_tokens']} "
         f"tokens; {settings['device']}, {machine_['cpu']}, {machine_['cores']} cores; openvino-genai "
         f"{result['versions']['openvino-genai']}. Made by `python -m benchmarks.tool_calls`.",
         "",
-        "| tool_choice | a call | valid against the schema | equals an accepted answer | cut off | median time |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| tool_choice | cases | a call | valid against the schema | equals an accepted answer | cut off | median time |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for choice, shares in result["shares"].items():
         called, valid, right = (f"{shares[name]:.1%}" for name in ("called", "valid", "right"))
         lines.append(
-            f"| {choice} | {called} | {valid} | {right} | {shares['cut_off']} | {shares['median_seconds']} s |"
+            f"| {choice} | {shares['cases']} | {called} | {valid} | {right} | {shares['cut_off']} | {shares['median_seconds']} s |"
         )
     return "\n".join(lines) + "\n"
 

@@ -4,8 +4,8 @@
 
 BFCL is a folder with `BFCL_v4_simple_python.json` of the Berkeley Function-Calling Leaderboard and its
 `possible_answer` beside it: a question, one function, and the answers that are accepted. Each is asked with the call
-required (`tool_choice`), the first few also with the call left to the model. Greedy. An answer is right if every argument equals an accepted one
-and no other is missing; BFCL itself is more lenient with strings.
+required (`tool_choice`), the first few also with the call left to the model. Greedy. An answer is right if every
+argument equals an accepted one and no other is missing; BFCL itself is more lenient with strings.
 """
 
 from __future__ import annotations
@@ -217,14 +217,13 @@ def report(result: Mapping[str, Any]) -> str:
         f"tokens; {settings['device']}, {machine_['cpu']}, {machine_['cores']} cores; openvino-genai "
         f"{result['versions']['openvino-genai']}. Made by `python -m benchmarks.tool_calls`.",
         "",
-        "| tool_choice | cases | a call | valid against the schema | equals an accepted answer | cut off | median time |",
+        "| tool_choice | cases | a call | fits the schema | equals an accepted answer | cut off | median time |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for choice, shares in result["shares"].items():
-        called, valid, right = (f"{shares[name]:.1%}" for name in ("called", "valid", "right"))
-        lines.append(
-            f"| {choice} | {shares['cases']} | {called} | {valid} | {right} | {shares['cut_off']} | {shares['median_seconds']} s |"
-        )
+        cells = [choice, shares["cases"], *(f"{shares[name]:.1%}" for name in ("called", "valid", "right"))]
+        cells += [shares["cut_off"], f"{shares['median_seconds']} s"]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"
 
 

@@ -23,14 +23,14 @@ PYTHON = {"type": "python"}
 # Ours, with the structure of GLM-4-9B-Chat's: tools in a message, metadata in front of each content.
 OF_2024 = (
     "[gMASK]<sop>{% for m in messages %}{% if m['tools'] is defined %}<|system|>\nTools:"
-    "{% for tool in m['tools'] %}{% if tool['type'] == 'function' %}\n\n## {{ tool['function']['name'] }}\n\n"
+    "{% set tools = m['tools'] %}{% for tool in tools %}{% if tool['type'] == 'function' %}\n\n## {{ tool['function']['name'] }}\n\n"
     "{{ tool['function'] | tojson(indent=4) }}\nJSON, please.{% elif tool['type'] == 'python' %}\n\n## python\n\nRaw."
     "{% endif %}{% endfor %}{% endif %}{% if m['content'] %}<|{{ m['role'] }}|>{{ m['metadata'] }}\n{{ m['content'] }}"
     "{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 # With that of GLM-4-0414's: tools beside the messages, system turns first.
 OF_0414 = (
-    "[gMASK]<sop>{% if tools is not none %}<|system|>\nTools:{% for tool in tools %}{% set f = tool['function'] %}"
+    "[gMASK]<sop>{% if tools %}<|system|>\nTools:{% for tool in tools %}{% set f = tool['function'] %}"
     "\n\n## {{ f.name }}\n\n{{ f | tojson(indent=4, ensure_ascii=False) }}\nJSON, please.{% endfor %}{% endif %}"
     "{% for m in messages if m.role == 'system' %}<|system|>\n{{ m.content }}{% endfor %}"
     "{% for m in messages if m.role != 'system' %}<|{{ m.role }}|>{{ m.metadata or '' }}\n"

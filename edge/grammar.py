@@ -46,4 +46,19 @@ class OneOf:
     choices: tuple[Grammar, ...]
 
 
-Grammar = Literally | JsonOf | Matching | Anything | InTurn | OneOf
+@dataclass(frozen=True)
+class Several:
+    """One or more of them, with a text between any two."""
+
+    choices: tuple[Grammar, ...]
+    between: str
+
+
+@dataclass(frozen=True)
+class Amid:
+    """Any text; wherever it has one of these beginnings, it goes on as that says."""
+
+    beginnings: tuple[tuple[str, Grammar], ...]
+
+
+Grammar = Literally | JsonOf | Matching | Anything | InTurn | OneOf | Several | Amid

@@ -21,10 +21,11 @@ ARROWS = {
     "core": set(),
     "model": set(),
     "export": {"model"},
-    "runtime": set(),
+    "tools": set(),
+    "runtime": {"tools"},
     "ui": {"runtime"},
     "report": set(),
-    "cli": {"model", "export", "runtime", "ui", "report"},
+    "cli": {"model", "export", "runtime", "tools", "ui", "report"},
 }
 # heavy package → the only files that may import it
 ONLY = {

@@ -13,7 +13,7 @@ import numpy as np
 from edge import precise
 from edge.errors import ModelError, UsageError
 from edge.files import home
-from edge.grammar import Anything, Grammar, InTurn, JsonOf, Literally, Matching, OneOf
+from edge.grammar import Amid, Anything, Grammar, InTurn, JsonOf, Literally, Matching, OneOf, Several
 from edge.manifest import Manifest
 from edge.npu import npu_properties
 from edge.runtime import devices
@@ -24,6 +24,7 @@ from edge.runtime.prefix import Reading
 from edge.runtime.scheduling import npu_schedule, schedule
 from edge.runtime.settings import Settings
 from edge.runtime.stream import Write
+from edge.tools.schema import ebnf
 
 LOOKED_UP, NGRAM = 5, 3
 DRAFTED = 4
@@ -113,7 +114,7 @@ def _written(grammar: Grammar) -> Any:
         case Literally(text):
             return Config.ConstString(text)
         case JsonOf(schema):
-            return Config.JSONSchema(schema)
+            return Config.EBNF(ebnf(schema))  # its own reading of schemas is not sound; see there
         case Matching(pattern):
             return Config.Regex(pattern)
         case Anything():
@@ -122,6 +123,12 @@ def _written(grammar: Grammar) -> Any:
             return Config.Concat([_written(part) for part in parts])
         case OneOf(choices):
             return Config.Union([_written(choice) for choice in choices])
+        case Several(choices, between):
+            tags = [Config.Tag("", _written(choice), "") for choice in choices]
+            return Config.TagsWithSeparator(tags, between, at_least_one=True)
+        case Amid(beginnings):
+            tags = [Config.Tag(begin, _written(then), "") for begin, then in beginnings]
+            return Config.TriggeredTags([begin for begin, _ in beginnings], tags)
 
 
 def check_draft(draft: Path, folder: Path) -> None:

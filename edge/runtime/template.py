@@ -38,9 +38,10 @@ class Template:
         self._source = source
         environment = _environment()
         self._compiled = environment.from_string(source)
-        self._beside = "tools" in meta.find_undeclared_variables(environment.parse(source))
-        # `message.tools` and `item['tools']`, but not the variable
-        self._inside = not self._beside and any(word in source for word in ("['tools']", '["tools"]', ".tools"))
+        # `message.tools` and `item['tools']`: GLM-4's of 2024 then sets a variable of that name, which is not the one
+        # beside the messages
+        self._inside = any(word in source for word in ("['tools']", '["tools"]', ".tools"))
+        self._beside = not self._inside and "tools" in meta.find_undeclared_variables(environment.parse(source))
         self._metadata = "metadata" in source
         self.opens_thought = bool(source) and self._thinks()
         """Whether every answer begins in the middle of a thought: the prompt has written `<think>`."""

@@ -178,9 +178,15 @@ class Batching:
 
     def _admit(self) -> None:
         """Begin what there is room for, in the order of asking; who has gone meanwhile is let go."""
-        for request in [each for each in self._next if not each.write(())]:
+        for request in list(self._next):
+            error = None
+            try:
+                if request.write(()):
+                    continue
+            except Exception as raised:  # the asker's own
+                error = raised
             self._next.remove(request)
-            self._end(request, None)
+            self._end(request, error)
         while self._next:
             taken = sum(map(self._need, self._active))
             if self._active and taken + self._need(self._next[0]) > self._room:
@@ -189,7 +195,7 @@ class Batching:
 
     def _need(self, request: _Request) -> int:
         """Tokens of the cache to keep for an answer. One whose form is prescribed cannot go on in the middle."""
-        left = request.config.max_new_tokens
+        left: int = request.config.max_new_tokens
         if request.config.structured_output_config is None:
             left = min(left, _FORESEEN)
         blocks = -(-(len(request.token_ids) + len(request.tokens) + left) // self._block) + 1

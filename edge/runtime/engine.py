@@ -46,7 +46,6 @@ class Engine:
         self._closing = threading.Lock()
         self._template = Template(str(self._tokenizer.chat_template))
         self._step_tokens = opened.step_tokens
-        self._guesses = opened.guesses
         block = BLOCK.get(settings.device.partition(".")[0], 32)
         self._prefixes = PrefixMemory(block) if opened.step_tokens else None
         self.manifest = manifest
@@ -250,7 +249,6 @@ class Engine:
             config.logprobs = 1
         if sampling.grammar is not None:
             config.structured_output_config = constrained(sampling.grammar)
-        config.num_assistant_tokens, config.max_ngram_size = self._guesses
         # Left alone, GenAI seeds every generation with 0: each sampled answer would be the same one.
         config.rng_seed = secrets.randbits(32) if sampling.seed is None else sampling.seed
         return config

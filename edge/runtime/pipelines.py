@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from edge import precise
-from edge.errors import ModelError, UsageError
 from edge.files import home
 from edge.grammar import Amid, Anything, Grammar, InTurn, JsonOf, Literally, Matching, OneOf, Several
 from edge.manifest import Manifest
@@ -26,8 +24,6 @@ from edge.runtime.settings import Settings
 from edge.runtime.stream import Write
 from edge.tools.schema import ebnf
 
-LOOKED_UP, NGRAM = 5, 3
-DRAFTED = 4
 TOGETHER = 8
 """Answers at once; one more waits. Decode on two cores gains little above."""
 
@@ -62,8 +58,6 @@ class Opened:
     """Answers that it makes at once."""
     step_tokens: int = 0
     """Of a prompt that are read between two looks at whether to go on; 0: that is not known, nor what is kept of it."""
-    guesses: tuple[int, int] = (0, 0)
-    """Tokens that are guessed ahead and checked at once, and the longest run of tokens they are looked up by."""
 
 
 def open_pipeline(folder: Path, settings: Settings, manifest: Manifest) -> Opened:
@@ -80,24 +74,16 @@ def open_pipeline(folder: Path, settings: Settings, manifest: Manifest) -> Opene
         max_prompt, response = npu_schedule(folder, settings)
         context = max_prompt + response
     if not devices.together(settings.device) or properties.get("ATTENTION_BACKEND") == "SDPA":
-        _refuse_guesses(settings)
         pipeline = openvino_genai.LLMPipeline(str(source), settings.device, **properties)
         return Opened(pipeline, OneByOne(pipeline), context, max_prompt)
     properties = {name: value for name, value in properties.items() if name != "ATTENTION_BACKEND"}  # it has one
     context, values = schedule(folder, settings)
-    guesses = (0, 0)
-    if settings.prompt_lookup:
-        properties["prompt_lookup"], guesses = True, (LOOKED_UP, NGRAM)
-    elif settings.draft is not None:
-        check_draft(Path(settings.draft), folder)
-        properties["draft_model"] = openvino_genai.draft_model(settings.draft, settings.device)
-        guesses = (DRAFTED, 0)
     pipeline = openvino_genai.ContinuousBatchingPipeline(str(source), _scheduler(values), settings.device, properties)
-    step = values["max_num_batched_tokens"] if values["enable_prefix_caching"] and guesses == (0, 0) else 0
+    step = values["max_num_batched_tokens"] if values["enable_prefix_caching"] else 0
     block = BLOCK.get(settings.device.partition(".")[0], 32)
     room = values["num_kv_blocks"] * block
     backend = Batching(pipeline, _tensor, _outcome, settings.device, room=room, block=block)
-    return Opened(pipeline, backend, context, None, TOGETHER, step, guesses)
+    return Opened(pipeline, backend, context, None, TOGETHER, step)
 
 
 def constrained(grammar: Grammar) -> Any:
@@ -129,30 +115,6 @@ def _written(grammar: Grammar) -> Any:
         case Amid(beginnings):
             tags = [Config.Tag(begin, _written(then), "") for begin, then in beginnings]
             return Config.TriggeredTags([begin for begin, _ in beginnings], tags)
-
-
-def check_draft(draft: Path, folder: Path) -> None:
-    """Whether one model can guess for another: both must have the same tokens.
-
-    Raises:
-        ModelError: it cannot, or is no exported model.
-    """
-    Manifest.read(draft)
-    vocabularies = [json.loads((each / "tokenizer.json").read_text(encoding="utf-8")) for each in (draft, folder)]
-    one, other = ({**v["model"]["vocab"], **{t["content"]: t["id"] for t in v["added_tokens"]}} for v in vocabularies)
-    if one != other:
-        raise ModelError(
-            f"{draft} cannot guess for {folder}: it has other tokens ({len(one):,} to {len(other):,})",
-            hint="Name a smaller model of the same family, exported by glm4-edge.",
-        )
-
-
-def _refuse_guesses(settings: Settings) -> None:
-    if settings.prompt_lookup or settings.draft is not None:
-        raise UsageError(
-            f"nothing can be guessed ahead on {settings.device}",
-            hint="Leave out --prompt-lookup and --draft, or use the CPU or one GPU.",
-        )
 
 
 def _tensor(token_ids: Sequence[int]) -> Any:

@@ -24,9 +24,6 @@ class Settings:
         sparse: leave out parts of the attention while a long prompt is read; costs quality.
         evict_beyond: tokens of a conversation kept in the cache; the least used above are forgotten, which
             costs quality. None keeps all.
-        prompt_lookup: guess the next tokens from where the conversation had the same ones before, and check several
-            at once: faster where the answer repeats its input.
-        draft: folder of a smaller exported model with the same tokens, which guesses ahead.
         prefix_cache: what was read of a prompt serves the next that begins alike (CPU and GPU).
     """
 
@@ -37,6 +34,4 @@ class Settings:
     rehearse: bool = False
     sparse: Sparse | None = None
     evict_beyond: int | None = None
-    prompt_lookup: bool = False
-    draft: str | None = None
     prefix_cache: bool = True

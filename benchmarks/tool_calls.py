@@ -198,11 +198,13 @@ def _ask(engine: Any, case: Case, choice: str, new_tokens: int) -> dict[str, Any
 
 def _shares(rows: list[dict[str, Any]]) -> dict[str, Any]:
     shares = {name: round(sum(row[name] for row in rows) / len(rows), 4) for name in ("called", "valid", "right")}
-    cut = sum(row["finish"] == "length" for row in rows)
+    ended = [row for row in rows if row["called"] and row["finish"] != "length"]
     return {
         "cases": len(rows),
         **shares,
-        "cut_off": cut,
+        "cut_off": sum(row["finish"] == "length" for row in rows),
+        "calls_ended": len(ended),
+        "valid_of_ended": round(sum(row["valid"] for row in ended) / len(ended), 4) if ended else None,
         "median_seconds": round(statistics.median(row["seconds"] for row in rows), 3),
     }
 
@@ -217,13 +219,20 @@ def report(result: Mapping[str, Any]) -> str:
         f"tokens; {settings['device']}, {machine_['cpu']}, {machine_['cores']} cores; openvino-genai "
         f"{result['versions']['openvino-genai']}. Made by `python -m benchmarks.tool_calls`.",
         "",
-        "| tool_choice | cases | a call | fits the schema | equals an accepted answer | cut off | median time |",
+        "| tool_choice | cases | a call | fits the schema | right | cut off | of calls that ended, fit |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for choice, shares in result["shares"].items():
         cells = [choice, shares["cases"], *(f"{shares[name]:.1%}" for name in ("called", "valid", "right"))]
-        cells += [shares["cut_off"], f"{shares['median_seconds']} s"]
+        ended = shares["valid_of_ended"]
+        cells += [shares["cut_off"], "none ended" if ended is None else f"{ended:.1%} of {shares['calls_ended']}"]
         lines.append(f"| {' | '.join(map(str, cells))} |")
+    lines += [
+        "",
+        "A grammar holds the form of what is written, not its length: a call that reaches the limit of tokens inside a "
+        "string or a list is cut off, fits nothing, and is reported as `length`. Times stand in the JSON; the machine had "
+        "other work.",
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -230,8 +230,8 @@ def report(result: Mapping[str, Any]) -> str:
     lines += [
         "",
         "A grammar holds the form of what is written, not its length: a call that reaches the limit of tokens inside a "
-        "string or a list is cut off, fits nothing, and is reported as `length`. Times stand in the JSON; the machine had "
-        "other work.",
+        "string or a list is cut off, fits nothing, and is reported as `length`. Times stand in the JSON; the machine "
+        "had other work.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -23,7 +23,8 @@ PYTHON = {"type": "python"}
 # Ours, with the structure of GLM-4-9B-Chat's: tools in a message, metadata in front of each content.
 OF_2024 = (
     "[gMASK]<sop>{% for m in messages %}{% if m['tools'] is defined %}<|system|>\nTools:"
-    "{% set tools = m['tools'] %}{% for tool in tools %}{% if tool['type'] == 'function' %}\n\n## {{ tool['function']['name'] }}\n\n"
+    "{% set tools = m['tools'] %}{% for tool in tools %}"
+    "{% if tool['type'] == 'function' %}\n\n## {{ tool['function']['name'] }}\n\n"
     "{{ tool['function'] | tojson(indent=4) }}\nJSON, please.{% elif tool['type'] == 'python' %}\n\n## python\n\nRaw."
     "{% endif %}{% endfor %}{% endif %}{% if m['content'] %}<|{{ m['role'] }}|>{{ m['metadata'] }}\n{{ m['content'] }}"
     "{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"

@@ -121,6 +121,7 @@ def chat(model: str, system: str | None, stop: tuple[str, ...], **options: Any) 
         if prompt is None:
             terminal.run_chat(engine, sampling=asked, system=system)
         else:
+            engine.warm_up()  # its check beside the answer would make a token round otherwise
             terminal.answer_once(engine, prompt, sampling=asked, system=system)
 
 

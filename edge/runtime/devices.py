@@ -317,10 +317,12 @@ def _absence(device: str) -> str:
     from edge.runtime import probes_devices
     from edge.runtime.finding import Patient
 
+    if sight().fault is not None:
+        return str(sight().fault)
     found = (probes_devices.gpu if device == "GPU" else probes_devices.npu)(Patient(Machine()))[0]
     if found.state != "ok":
         return found.what
-    told = sight().fault or sight().reasons.get(device)
+    told = sight().reasons.get(device)
     if told is None:
         return "OpenVINO does not list it"
     lines = [line.strip() for line in told.splitlines()]

@@ -193,7 +193,7 @@ class TestCancel:
             engine,
             "_generate",
             lambda ids, config, write, reading: generate(
-                ids, config, lambda new: (written.append(new) if new else None, write(new))[1], reading
+                ids, config, lambda new, *more: (written.append(new) if new else None, write(new, *more))[1], reading
             ),
         )
         stream = engine.stream(STORY, Sampling(temperature=0, max_new_tokens=1000))
@@ -275,14 +275,14 @@ class TestPrefixCache:
         """Asked for the log-probabilities of a prompt, the pipeline gives those of the tokens that it reads."""
         prompt = engine._ids(f"{time.time_ns()} " + "word and another one " * words)
         config = engine._config(Sampling(temperature=0), 6)
-        answer, _ = engine._generate(prompt, config, lambda ids: True, Reading(len(prompt)))
+        answer, _ = engine._generate(prompt, config, lambda *new: True, Reading(len(prompt)))
         longer = [*prompt, *answer, *engine._ids(" and then some more of it")]
         full = [*longer, *engine._ids("filling" * 40)][: -(-len(longer) // 32) * 32]
         for asked in (longer, longer, full, full, prompt, [*prompt[:-1], 5, 6, 7], [*full, 9]):
             config = engine._config(Sampling(temperature=0), 1)
             config.echo, config.logprobs = True, 1
             reading = Reading(len(asked))
-            _, log_probs = engine._generate(asked, config, lambda ids: True, reading)
+            _, log_probs = engine._generate(asked, config, lambda *new: True, reading)
             read = len(log_probs) - 1 if len(log_probs) == len(asked) + 1 else len(log_probs)
             assert reading.cached == len(asked) - read
 

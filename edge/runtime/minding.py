@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ Judge = Callable[[Engine], "Finding | None"]
 """Holds an engine that is loaded, and may be answering, against the golden logits; None: it cannot be done."""
 
 
-class Beside:
+class Beside(ABC):
     """Work that others wait for, each as long as its own answer is wanted."""
 
     def __init__(self, name: str) -> None:
@@ -47,9 +48,9 @@ class Beside:
             self.error = error
         self.over.set()
 
+    @abstractmethod
     def work(self) -> None:
         """What is done."""
-        raise NotImplementedError
 
 
 class Judgement(Beside):

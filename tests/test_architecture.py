@@ -24,17 +24,19 @@ ARROWS = {
     "tools": set(),
     "runtime": {"tools"},
     "ui": {"runtime"},
+    "bench": {"runtime"},
     "report": set(),
-    "cli": {"model", "export", "runtime", "tools", "ui", "report"},
+    "cli": {"model", "export", "runtime", "tools", "ui", "bench", "report"},
 }
 # heavy package → the only files that may import it
 ONLY = {
-    "openvino_genai": {"runtime/pipelines.py"},
+    "openvino_genai": {"runtime/pipelines.py", "bench/worker.py"},
     "nncf": {"export/compress.py"},
     "openvino_tokenizers": {"export/tokenize.py", "export/whole_pieces.py"},
     "openvino_telemetry": set(),
     "torch": {"runtime/reference.py", "runtime/greedy.py"},  # the extra "reference"
     "gradio": {"ui/web.py"},
+    "matplotlib": {"bench/plot.py"},
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Generator
@@ -53,7 +54,10 @@ class EchoEngine:
             said = [conversation]
         else:
             said = [message.content for message in conversation if message.role == "user"]
-        tokens = [*map(ord, said[-1] if said else ""), STOP_ID][:room]
+        tokens = [*map(ord, said[-1] if said else ""), STOP_ID]
+        if sampling.ignore_eos:
+            tokens = list(itertools.islice(itertools.cycle(tokens), room))
+        del tokens[room:]
 
         def produce(write: Write) -> None:
             time.sleep(self._prefill_seconds)
@@ -67,7 +71,7 @@ class EchoEngine:
                 produce,
                 decode=lambda ids: "".join(map(chr, ids)),
                 reading=Reading(prompt_tokens),
-                stop_ids=frozenset({STOP_ID}),
+                stop_ids=frozenset() if sampling.ignore_eos else frozenset({STOP_ID}),
                 stop=sampling.stop,
                 lock=self._lock,
                 cancelled=cancelled,

@@ -16,7 +16,7 @@ def fitted(
 ) -> tuple[Conversation, str | None]:
     """What the engine is to read of `conversation`, and a sentence where that is less than at the question before.
 
-    It follows from the conversation alone, so that many may be held at once. A raw text passes as it is, and so do tokens.
+    It follows from the conversation alone, so that many may be held at once. A raw text or tokens pass as they are.
 
     Raises:
         ContextError: what must be read does not fit, or something does not and `policy` is "refuse".

@@ -99,6 +99,11 @@ class Guarded:
         return self._held.engine.context_length
 
     @property
+    def model_context(self) -> int:
+        """Longest prompt plus answer that the model was made for, in tokens, however it is loaded."""
+        return self._held.engine.manifest.architecture.context_length
+
+    @property
     def max_prompt(self) -> int | None:
         """See `ChatEngine.max_prompt`."""
         return self._held.engine.max_prompt

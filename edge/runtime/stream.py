@@ -125,7 +125,7 @@ def stream_tokens(
         cancelled.set()
 
 
-class _Linked(threading.Event):
+class Linked(threading.Event):
     """Is also set where another is; setting it leaves the other alone. To be looked at, not waited for."""
 
     def __init__(self, outer: threading.Event | None) -> None:
@@ -147,7 +147,7 @@ class Running:
     @contextlib.contextmanager
     def begin(self, outer: threading.Event | None = None) -> Iterator[threading.Event]:
         """The event that cancels one stream, for as long as the stream is there; `outer` cancels it, too."""
-        event = _Linked(outer)
+        event = Linked(outer)
         self._events.add(event)
         if self._shut:  # looked at after adding, so that none slips between
             event.set()

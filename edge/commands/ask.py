@@ -82,15 +82,8 @@ def ask(
 
     with _loaded(model, read=read, overflow="refuse", **options) as (engine, said):
         assert said is not None
-        prompt = prepared(
-            engine,
-            documents,
-            said,
-            asked,
-            system,
-            windowed=window,
-            way_out=partial(_way_out, model, engine.model_context),
-        )
+        way_out = partial(_way_out, model, engine.manifest.architecture.context_length)
+        prompt = prepared(engine, documents, said, asked, system, windowed=window, way_out=way_out)
         engine.warm_up()
         if as_json:
             click.echo(json.dumps(_answered(engine, prompt, asked, system), indent=2, ensure_ascii=False))

@@ -107,7 +107,7 @@ def test_it_goes_on_where_it_was_stopped(engine: Loaded, tmp_path: Path, capsys:
     said = capsys.readouterr()
     assert "4 of 9 requests were answered before" in said.err
     facts = json.loads(said.out)
-    assert facts["answered_before"] == 4 and facts["completion_tokens"] == sum(len("prompt 4") for _ in range(5))
+    assert facts["answered_before"] == 4 and facts["completion_tokens"] == 5 * len("prompt 4.")
     assert engine.asked == [f"prompt {number}" for number in range(4, 9)]
     assert contents(out) == [f"prompt {number}" for number in range(9)]
     assert not partial(out).exists()

@@ -135,7 +135,7 @@ def prepared(
         ContextError: it does not fit and `windowed` is false, or not even a part of it does.
     """
     from edge.documents import window
-    from edge.runtime.context import answer_reserve
+    from edge.runtime.context import answer_reserve, context_for
     from edge.runtime.fitting import prompt_room
 
     def count(text: str) -> int:
@@ -152,10 +152,11 @@ def prepared(
     if prompt.tokens <= room:
         return prompt
     if not windowed:
+        needed = context_for(prompt.tokens, sampling.max_new_tokens)
         raise ContextError(
             f"the question and its {_many(len(documents), 'file')} have {prompt.tokens:,} tokens, and {room:,} fit "
             f"into a context of {engine.context_length:,} that keeps {reserve:,} for the answer",
-            hint=f"--window reads the passages nearest to the question. {way_out(prompt.tokens + reserve)}",
+            hint=f"--window reads the passages nearest to the question. {way_out(needed)}",
         )
     prompt = window.window(documents, question, count, room)
     for file in prompt.files:

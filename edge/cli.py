@@ -22,6 +22,7 @@ from edge.commands.export import export
 from edge.commands.parity import parity
 from edge.commands.plan import plan
 from edge.commands.reference import reference
+from edge.commands.serve import serve
 from edge.commands.verify import verify
 from edge.errors import EdgeError
 from edge.report import say
@@ -46,7 +47,7 @@ def cli() -> None:
     """
 
 
-for command in (export, verify, chat, ui, devices, plan, canary, reference, parity, doctor):
+for command in (export, verify, chat, ui, serve, devices, plan, canary, reference, parity, doctor):
     cli.add_command(command)
 
 

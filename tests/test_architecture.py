@@ -24,8 +24,9 @@ ARROWS = {
     "tools": set(),
     "runtime": {"tools"},
     "ui": {"runtime"},
+    "server": {"runtime", "tools"},
     "report": set(),
-    "cli": {"model", "export", "runtime", "tools", "ui", "report"},
+    "cli": {"model", "export", "runtime", "tools", "ui", "server", "report"},
 }
 # heavy package → the only files that may import it
 ONLY = {
@@ -35,6 +36,10 @@ ONLY = {
     "openvino_telemetry": set(),
     "torch": {"runtime/reference.py", "runtime/greedy.py"},  # the extra "reference"
     "gradio": {"ui/web.py"},
+    "fastapi": {"server/app.py"},  # the extra "serve", as are the next
+    "starlette": {"server/app.py", "server/desk.py", "server/doors.py", "server/sending.py"},
+    "uvicorn": {"server/run.py"},
+    "prometheus_client": {"server/numbers.py"},
 }
 
 

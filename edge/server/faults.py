@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import traceback
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import ValidationError
@@ -14,6 +16,7 @@ from edge.server.replies import Fault, Faulty
 _TAGS = {"string", "array", "mode", "named", "builtin"}
 _FIRST = ("json_invalid", "union_tag_invalid", "union_tag_not_found", "none_required", "literal_error", "too_long")
 _SHOWN = 80
+log = logging.getLogger("edge.server")
 Asked = TypeVar("Asked", bound=Model)
 
 
@@ -87,6 +90,12 @@ def describe(error: BaseException) -> tuple[int, Faulty, int | None]:
         said = said[:1].upper() + said[1:]
     message = f"{said}. {error.hint}".rstrip()
     return status, Faulty(error=Fault(message=message, type=kind, param=param, code=code)), retry
+
+
+def log_fault(error: BaseException, *, with_message: bool) -> None:
+    """Where something went wrong that should not have; its message, which may have a prompt in it, only if asked."""
+    where = "".join(traceback.format_tb(error.__traceback__))
+    log.error("%s%s\n%s", type(error).__name__, f": {error}" if with_message else "", where)
 
 
 def _explain(error: ValidationError, body: bytes | str) -> NoReturn:

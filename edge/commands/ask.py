@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     help="Of files that do not fit, read the passages nearest to the question; say what is left out.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print answer, usage, files and what was left out as JSON.")
-@_sampling_options
+@partial(_sampling_options, turns=False)
 def ask(
     question: str | None, files: tuple[str, ...], model: str, window: bool, as_json: bool, system: str | None,
     stop: tuple[str, ...], **options: Any,
@@ -89,10 +89,6 @@ def ask(
             click.echo(json.dumps(_answered(engine, prompt, asked, system), indent=2, ensure_ascii=False))
         else:
             terminal.answer_once(engine, prompt.text, sampling=asked, system=system)
-
-
-# One question outgrows nothing: it fits, or --window makes it fit.
-ask.params[:] = [param for param in ask.params if param.name != "overflow"]
 
 
 def _question(given: str | None) -> str:

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,7 @@ _FAULTS_SHOWN = 3
     help="A folder that `glm4-edge export` made, or a name; as for chat.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print counts and throughput as JSON.")
-@_sampling_options
+@partial(_sampling_options, turns=False)
 def batch(
     source: str, out: str, model: str, as_json: bool, system: str | None, stop: tuple[str, ...], **options: Any
 ) -> None:  # fmt: skip
@@ -92,9 +93,6 @@ def batch(
         click.echo(json.dumps({"output": out, **counts.facts()}, indent=2))
     if counts.failed:
         click.get_current_context().exit(1)
-
-
-batch.params[:] = [param for param in batch.params if param.name != "overflow"]  # a line that does not fit is at fault
 
 
 @dataclass

@@ -20,8 +20,18 @@ if TYPE_CHECKING:
     from edge.runtime.guarded import Guarded
 
 
-def _sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that say how tokens are drawn; the same for every way to talk to a model."""
+def _sampling_options(command: Callable[..., Any], *, turns: bool = True) -> Callable[..., Any]:
+    """The options that say how tokens are drawn; the same for every way to talk to a model.
+
+    Without `turns`, there is no conversation that could outgrow the context, and no option for that.
+    """
+    overflow = click.option(
+        "--overflow",
+        type=click.Choice(["trim", "refuse"]),
+        default="trim",
+        show_default=True,
+        help="Of a conversation that outgrows the context: drop the oldest turns, or refuse the question.",
+    )
     options = (
         click.option("--temperature", type=float, help="0 always takes the likeliest token; higher is more varied."),
         click.option("--top-p", type=float, help="Draw from the likeliest tokens with this share of probability."),
@@ -32,13 +42,7 @@ def _sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--stop", multiple=True, help="A text that ends the answer; may be given several times."),
         click.option("--system", help="System prompt; left out, the model's chat template decides."),
         *DEVICE_OPTIONS,
-        click.option(
-            "--overflow",
-            type=click.Choice(["trim", "refuse"]),
-            default="trim",
-            show_default=True,
-            help="Of a conversation that outgrows the context: drop the oldest turns, or refuse the question.",
-        ),
+        *([overflow] if turns else []),
         click.option("--yes", is_flag=True, help="Export a model that is not exported yet without asking."),
     )
     for option in reversed(options):

@@ -222,11 +222,11 @@ def test_the_pocket_model_finds_it_in_a_window(pocket_dir: Path, tmp_path: Path)
         "--file",
         str(tmp_path / "coast.docx"),
     ]
-    refused = ask(*argv, "Who built the lighthouse of Wendelbury?")
+    refused = ask(*argv, "How tall is the lighthouse of Wendelbury?")
     assert refused.returncode == 1 and refused.stdout == "" and "fit into a context of 1,024" in refused.stderr
-    done = ask(*argv, "--window", "--json", "Who built the lighthouse of Wendelbury?")
+    done = ask(*argv, "--window", "--json", "How tall is the lighthouse of Wendelbury?")
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
-    assert "Agnes Thornquist" in facts["answer"]
+    assert "43" in facts["answer"]
     assert facts["usage"]["prompt_tokens"] <= 768
     assert facts["files"][0]["paragraphs"] == 402 and "paragraphs " in facts["files"][0]["left_out"]["where"]

@@ -46,7 +46,9 @@ class Journal:
             raise _unwritable(path, error) from error
         journal = cls(path, file, {})
         try:
-            if not journal._read():
+            journal._read()
+            if not journal.done:
+                file.truncate(0)
                 journal._put({"format": FORMAT, **begun})
         except BaseException:
             file.close()
@@ -58,6 +60,8 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+        if not self._places:  # nothing to go on with
+            self.path.unlink(missing_ok=True)
 
     @property
     def done(self) -> frozenset[int]:
@@ -101,8 +105,8 @@ class Journal:
         except OSError as error:
             raise _unwritable(out, error) from error
 
-    def _read(self) -> bool:
-        """Find the answers, and cut off what is torn; whether even the first line is whole."""
+    def _read(self) -> None:
+        """Find the answers, and cut off what is torn."""
         self._file.seek(0)
         at, first = 0, True
         for line in self._file:
@@ -113,7 +117,6 @@ class Journal:
                 self._places[entry["line"]] = (at, len(line))
             at, first = at + len(line), False
         self._file.truncate(at)
-        return not first
 
     def _put(self, entry: Mapping[str, Any]) -> tuple[int, int]:
         line = encoded(entry)
@@ -142,10 +145,10 @@ def check(out: Path, begun: Mapping[str, Any]) -> None:
     if not path.exists():
         return
     with path.open("rb") as file:
-        line = file.readline()
+        line, first = file.readline(), file.readline()
     there = _entry(line)
-    if there is None and not line.endswith(b"\n"):
-        return  # killed before the first line was whole
+    if not line.endswith(b"\n") or (there is not None and there.get("format") == FORMAT and _entry(first) is None):
+        return  # it ended before there was an answer
     if there is None or there.get("format") != FORMAT:
         raise UsageError(
             f"{path} is no batch of this version that was begun", hint=f"Delete {path}, or name another output."

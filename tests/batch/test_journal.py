@@ -92,6 +92,20 @@ def test_an_output_that_cannot_be_written_keeps_the_answers(tmp_path: Path) -> N
     assert json.loads(partial(out).read_bytes().splitlines()[0])["format"] == FORMAT
 
 
+def test_without_an_answer_nothing_was_begun(tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    with Journal.take_up(out, BEGUN):
+        header = partial(out).read_bytes()
+    assert names(tmp_path) == []
+    for killed in (header, header[:-9], header + b'{"line": 1, "rec'):
+        partial(out).write_bytes(killed)
+        with Journal.take_up(out, BEGUN | {"input": "other"}) as journal:
+            assert journal.done == frozenset()
+            journal.add(1, record(1))
+        check(out, {"input": "other"})
+        partial(out).unlink()
+
+
 def test_half_a_character_is_an_escape() -> None:
     assert encoded({"a": "你"}) == '{"a": "你"}\n'.encode()
     assert json.loads(encoded({"a": "\ud800"})) == {"a": "\ud800"}

@@ -264,6 +264,15 @@ def test_what_is_too_large_is_refused_before_it_is_read(tmp_path: Path, monkeypa
         read(tmp_path / "bomb.docx")
 
 
+def test_an_archive_whose_names_are_no_text(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "r.docx", "w") as archive:
+        archive.writestr("ä", "x")  # flagged as UTF-8
+    data = (tmp_path / "r.docx").read_bytes()
+    (tmp_path / "r.docx").write_bytes(data.replace("ä".encode(), b"\xff\xff"))
+    with pytest.raises(DocumentError, match="is damaged"):
+        read(tmp_path / "r.docx")
+
+
 def test_other_archives(tmp_path: Path) -> None:
     for member, said in (("xl/workbook.xml", "is a workbook"), ("a.txt", "is an archive")):
         with zipfile.ZipFile(tmp_path / "r.zip", "w") as archive:

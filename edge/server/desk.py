@@ -126,10 +126,10 @@ class Desk:
         asking.check_model(asked_for.model, self.model_name(engine))
         asked = await asyncio.to_thread(kind.understand, engine, asked_for)
         self.engine()  # it may have begun to end meanwhile
-        left = self.options.timeout_seconds - (time.monotonic() - arrived)
         at_once = max(1, min(len(asked.parts), engine.together))
         work = Work(
-            self.gate, len(asked.parts), lambda cancelled: happenings(engine, asked, cancelled, at_once), left,
+            self.gate, len(asked.parts), lambda cancelled: happenings(engine, asked, cancelled, at_once),
+            arrived=arrived, seconds=self.options.timeout_seconds,
         )  # fmt: skip
         self._works.add(work)
         gone = asyncio.create_task(_disconnected(request.receive))

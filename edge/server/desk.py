@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope
 
-from edge.errors import EdgeError
+from edge.errors import DeviceError, EdgeError, ModelError, ResourceError
 from edge.runtime.interface import ChatEngine
 from edge.server import asking, faults, streaming, whole
 from edge.server.answering import Ended, Happening, Notice, Piece, happenings
@@ -60,6 +60,8 @@ class Desk:
         self.created = int(time.time())
         self.draining = False
         """What is being answered goes on; nothing new is taken."""
+        self.failing = False
+        """The last answer could not be made, and for a fault of ours; the next may well be."""
         self.asked = 0
         """Requests for answers that are here, waiting or not."""
         self._engine: ChatEngine | None = None
@@ -76,9 +78,11 @@ class Desk:
         self._engine = engine
 
     @property
-    def status(self) -> Literal["ready", "loading", "draining"]:
+    def status(self) -> Literal["ready", "loading", "failing", "draining"]:
         """Whether it can answer."""
-        return "draining" if self.draining else "loading" if self._engine is None else "ready"
+        if self.draining or self._engine is None:
+            return "draining" if self.draining else "loading"
+        return "failing" if self.failing else "ready"
 
     def engine(self) -> ChatEngine:
         """The engine, if it may be asked.
@@ -198,6 +202,7 @@ class Desk:
                     first = False
                     self.numbers.first_token(time.monotonic() - arrived)
                 elif isinstance(event, Ended):
+                    self.failing = False
                     self.numbers.answer(event.usage, event.reason)
                     usages.append(event.usage)
                 elif isinstance(event, Notice):
@@ -206,6 +211,9 @@ class Desk:
         except RefusedError as error:
             if error.code == "timeout":
                 self.numbers.cancelled("timeout")
+            raise
+        except (DeviceError, ModelError, ResourceError):
+            self.failing = True
             raise
         finally:
             if work.begun is not None:

@@ -293,10 +293,15 @@ def test_a_stream_shows_that_it_is_alive_while_a_long_prompt_is_read() -> None:
 
 def test_a_fault_before_the_first_token_has_its_status_and_one_after_it_is_an_event() -> None:
     lost = DeviceError("GPU failed while answering: device lost", hint="Ask again.")
-    with serving(Told(lost)) as live:
+    engine = Told(lost)
+    with serving(engine) as live:
         for stream in (False, True):
             answer = live.chat(stream=stream)
             assert answer.status_code == 503 and answer.json()["error"]["code"] == "device_error"
+        health = live.http.get("/health")
+        assert (health.status_code, health.json()) == (503, {"status": "failing"})
+        engine.chunks = tuple(says("well again"))
+        assert live.chat().status_code == 200 and live.http.get("/health").status_code == 200
     with serving(Told(Chunk("a", token_ids=(1,)), lost)) as live:
         assert live.chat().status_code == 503
         answer = live.chat(stream=True)

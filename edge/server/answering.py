@@ -23,6 +23,7 @@ from edge.server.replies import ChatCompletion, Completion, TokenLogprob
 from edge.tools.answer import Event, Parsed, TextDelta
 from edge.tools.parse import Parser
 
+_THOUGHT_ENDS = "</think>"
 _LEAST_LOGPROB = -9999.0  # what OpenAI writes for none at all
 
 
@@ -226,6 +227,8 @@ class _Tokens:
         """Those that are certain to be of the content by now."""
         if self._wanted:  # an engine may give them, or zeros, unasked
             self._undecided += self._read(chunk)
+        if _THOUGHT_ENDS in chunk.text and not any(isinstance(event, TextDelta) for event in events):
+            self._undecided = []  # it is a token of its own
         if not self._undecided or not (events or over):
             return ()
         fresh, self._undecided = self._undecided, []

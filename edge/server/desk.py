@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope
 
-from edge.errors import EdgeError
+from edge.errors import DeviceError, EdgeError, ModelError, ResourceError
 from edge.runtime.interface import ChatEngine
 from edge.server import asking, faults, streaming, whole
 from edge.server.answering import Ended, Happening, Notice, Piece, happenings
@@ -60,6 +60,8 @@ class Desk:
         self.created = int(time.time())
         self.draining = False
         """What is being answered goes on; nothing new is taken."""
+        self.failing = False
+        """The last answer could not be made, and for a fault of ours; the next may well be."""
         self.asked = 0
         """Requests for answers that are here, waiting or not."""
         self._engine: ChatEngine | None = None
@@ -76,9 +78,11 @@ class Desk:
         self._engine = engine
 
     @property
-    def status(self) -> Literal["ready", "loading", "draining"]:
+    def status(self) -> Literal["ready", "loading", "failing", "draining"]:
         """Whether it can answer."""
-        return "draining" if self.draining else "loading" if self._engine is None else "ready"
+        if self.draining or self._engine is None:
+            return "draining" if self.draining else "loading"
+        return "failing" if self.failing else "ready"
 
     def engine(self) -> ChatEngine:
         """The engine, if it may be asked.
@@ -126,10 +130,10 @@ class Desk:
         asking.check_model(asked_for.model, self.model_name(engine))
         asked = await asyncio.to_thread(kind.understand, engine, asked_for)
         self.engine()  # it may have begun to end meanwhile
-        left = self.options.timeout_seconds - (time.monotonic() - arrived)
         at_once = max(1, min(len(asked.parts), engine.together))
         work = Work(
-            self.gate, len(asked.parts), lambda cancelled: happenings(engine, asked, cancelled, at_once), left,
+            self.gate, len(asked.parts), lambda cancelled: happenings(engine, asked, cancelled, at_once),
+            arrived=arrived, seconds=self.options.timeout_seconds,
         )  # fmt: skip
         self._works.add(work)
         gone = asyncio.create_task(_disconnected(request.receive))
@@ -198,6 +202,7 @@ class Desk:
                     first = False
                     self.numbers.first_token(time.monotonic() - arrived)
                 elif isinstance(event, Ended):
+                    self.failing = False
                     self.numbers.answer(event.usage, event.reason)
                     usages.append(event.usage)
                 elif isinstance(event, Notice):
@@ -206,6 +211,9 @@ class Desk:
         except RefusedError as error:
             if error.code == "timeout":
                 self.numbers.cancelled("timeout")
+            raise
+        except (DeviceError, ModelError, ResourceError):
+            self.failing = True
             raise
         finally:
             if work.begun is not None:

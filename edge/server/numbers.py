@@ -36,7 +36,7 @@ class Numbers:
         self, *, waiting: Callable[[], int], running: Callable[[], int], cache_share: Callable[[], float | None],
         ready: Callable[[], bool],
     ) -> None:  # fmt: skip
-        disable_created_metrics()  # when each counter was made is of no use here, and doubles the page
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # when each counter was made is of no use here, and doubles the page
         self._registry = own = CollectorRegistry()
         ProcessCollector(registry=own)  # memory and processor time, where the system tells them
         self._requests = Counter("glm4_edge_requests", "Requests", ["path", "status"], registry=own)

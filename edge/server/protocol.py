@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from edge.tools.constrain import MOST_TOOLS
@@ -55,6 +55,22 @@ class Model(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
+def _integral(value: Any) -> Any:
+    """1.0 is an integer in JSON."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_integral)]
+
+
+def _truth(value: Any) -> Any:
+    """0 is no false in JSON."""
+    return value if isinstance(value, bool) else str(value)
+
+
+Off = Annotated[Literal[False], BeforeValidator(_truth)]
+
+
 def _kind(value: Any) -> str:
     return "string" if isinstance(value, str) else "array"
 
@@ -72,17 +88,21 @@ Content = Annotated[
 ]
 
 
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+
+
 class FunctionCall(Model):
     """A call as the model wrote it."""
 
-    name: str
+    name: Name
     arguments: str
+    parsed_arguments: Any = Field(None, description="The arguments again, as OpenAI's package sends them back.")
 
 
 class ToolCall(Model):
     """A call in an assistant's message."""
 
-    id: str
+    id: str = Field(min_length=1)
     type: Literal["function"] = "function"
     function: FunctionCall
 
@@ -112,6 +132,7 @@ class AssistantMessage(Model):
     tool_calls: list[ToolCall] | None = None
     function_call: FunctionCall | None = None
     name: None = None
+    parsed: Any = Field(None, description="The content again, as OpenAI's package sends it back.")
     refusal: None = None
     audio: None = None
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
@@ -142,7 +163,7 @@ Message = Annotated[
 class Function(Model):
     """What may be called; `strict` holds the arguments to the schema."""
 
-    name: str
+    name: Name
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
@@ -181,7 +202,7 @@ def _choice_kind(value: Any) -> str:
     if isinstance(value, str):
         return "mode"
     kind = value.get("type") if isinstance(value, Mapping) else getattr(value, "type", None)
-    return "builtin" if kind in RAW else "named"
+    return "builtin" if isinstance(kind, str) and kind in RAW else "named"
 
 
 ToolChoice = Annotated[
@@ -231,7 +252,7 @@ class StreamOptions(Model):
     """What a stream has besides the answer."""
 
     include_usage: bool | None = None
-    include_obfuscation: Literal[False] | None = None
+    include_obfuscation: Off | None = None
 
 
 Stop = Annotated[
@@ -247,14 +268,14 @@ class _Asked(Model):
     model: str | None = Field(None, description="Left out, the model that is loaded.")
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: int | None = Field(None, ge=1, le=MOST_ANSWERS)
+    n: Whole | None = Field(None, ge=1, le=MOST_ANSWERS)
     temperature: float | None = Field(None, ge=0, le=2, description="0 always takes the likeliest token.")
     top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=0, lt=2**31, description="Not OpenAI's: draw from so many likeliest tokens.")
+    top_k: Whole | None = Field(None, ge=0, lt=2**31, description="Not OpenAI's: draw from so many likeliest tokens.")
     repetition_penalty: float | None = Field(None, gt=0, le=100, description="Not OpenAI's: above 1 repeats less.")
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="Answer i of n is drawn with seed + i.")
+    seed: Whole | None = Field(None, ge=-(2**63), lt=2**63, description="Answer i of n is drawn with seed + i.")
     stop: Stop | None = None
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
     user: str | None = Field(None, description="Taken and used for nothing.")
@@ -275,12 +296,12 @@ class CompletionRequest(_Asked):
                     Tag("array")],
         Discriminator(_kind),
     ]  # fmt: skip
-    max_tokens: int | None = Field(None, ge=1, description=f"Left out, {COMPLETION_TOKENS}.")
+    max_tokens: Whole | None = Field(None, ge=1, description=f"Left out, {COMPLETION_TOKENS}.")
     echo: bool | None = Field(None, description="Give the prompt back in front of the answer.")
-    logprobs: Annotated[int, Field(ge=0, le=0)] | None = Field(
+    logprobs: Annotated[Whole, Field(ge=0, le=0)] | None = Field(
         None, description="0 gives that of each chosen token; alternatives are not to be had."
     )
-    best_of: int | None = Field(None, description="Only the value of n.")
+    best_of: Whole | None = Field(None, description="Only the value of n.")
     suffix: None = None
 
     @model_validator(mode="after")
@@ -304,8 +325,8 @@ class ChatRequest(_Asked):
     """`POST /v1/chat/completions`."""
 
     messages: list[Message] = Field(min_length=1, max_length=MOST_MESSAGES)
-    max_tokens: int | None = Field(None, ge=1, description="Left out, what the context has room for.")
-    max_completion_tokens: int | None = Field(None, ge=1, description="The newer name of max_tokens.")
+    max_tokens: Whole | None = Field(None, ge=1, description="Left out, what the context has room for.")
+    max_completion_tokens: Whole | None = Field(None, ge=1, description="The newer name of max_tokens.")
     response_format: ResponseFormat | None = None
     tools: Annotated[list[Tool], Field(max_length=MOST_TOOLS)] | None = None
     tool_choice: ToolChoice | None = None
@@ -313,7 +334,7 @@ class ChatRequest(_Asked):
     functions: Annotated[list[Function], Field(max_length=MOST_TOOLS)] | None = None
     function_call: FunctionChoice | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
+    top_logprobs: Annotated[Whole, Field(ge=0, le=0)] | None = None
     metadata: dict[str, str] | None = Field(None, description="Taken and used for nothing.")
     safety_identifier: str | None = Field(None, description="Taken and used for nothing.")
     prompt_cache_key: str | None = Field(None, description="Taken; prompts that begin alike share their cache anyway.")
@@ -325,7 +346,7 @@ class ChatRequest(_Asked):
     prompt_cache_retention: Literal["in_memory"] | None = None
     reasoning_effort: None = None
     service_tier: Literal["auto", "default"] | None = None
-    store: Literal[False] | None = None
+    store: Off | None = None
     verbosity: Literal["medium"] | None = None
     web_search_options: None = None
 

@@ -24,18 +24,20 @@ class Work:
         gate: see there.
         count: answers to make.
         produce: makes them, in the thread, until the event is set.
-        seconds: that it may take, the waiting included.
+        arrived: when the request did, by `time.monotonic`.
+        seconds: that it may take since, the waiting included.
 
     Raises:
         RefusedError: the queue is full.
     """
 
     def __init__(
-        self, gate: Gate, count: int, produce: Callable[[threading.Event], Iterator[Happening]], seconds: float
+        self, gate: Gate, count: int, produce: Callable[[threading.Event], Iterator[Happening]], *, arrived: float,
+        seconds: float,
     ) -> None:  # fmt: skip
         self._gate, self._produce = gate, produce
         self._seconds = seconds
-        self._deadline = time.monotonic() + seconds
+        self._deadline = arrived + seconds
         self._loop = asyncio.get_running_loop()
         self._inbox: asyncio.Queue[Happening | BaseException | None] = asyncio.Queue()
         self._cancelled = threading.Event()

@@ -14,6 +14,8 @@ from typing import Any
 import click
 
 from edge import __version__
+from edge.commands.ask import ask
+from edge.commands.batch import batch
 from edge.commands.bench import bench
 from edge.commands.canary import canary
 from edge.commands.chat import chat, ui
@@ -23,6 +25,7 @@ from edge.commands.export import export
 from edge.commands.parity import parity
 from edge.commands.plan import plan
 from edge.commands.reference import reference
+from edge.commands.serve import serve
 from edge.commands.verify import verify
 from edge.errors import EdgeError
 from edge.report import say
@@ -47,7 +50,9 @@ def cli() -> None:
     """
 
 
-for command in (export, verify, chat, ui, devices, plan, canary, reference, parity, bench, doctor):
+for command in (
+    export, verify, chat, ask, batch, ui, serve, devices, plan, canary, reference, parity, bench, doctor,
+):  # fmt: skip
     cli.add_command(command)
 
 

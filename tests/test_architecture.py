@@ -23,10 +23,13 @@ ARROWS = {
     "export": {"model"},
     "tools": set(),
     "runtime": {"tools"},
-    "ui": {"runtime"},
     "bench": {"runtime"},
+    "documents": set(),
+    "server": {"runtime", "tools", "documents"},
+    "batch": {"server", "runtime"},
+    "ui": {"runtime", "documents"},
     "report": set(),
-    "cli": {"model", "export", "runtime", "tools", "ui", "bench", "report"},
+    "cli": {"model", "export", "runtime", "tools", "ui", "report", "documents", "server", "batch", "bench"},
 }
 # heavy package → the only files that may import it
 ONLY = {
@@ -37,6 +40,13 @@ ONLY = {
     "torch": {"runtime/reference.py", "runtime/greedy.py"},  # the extra "reference"
     "gradio": {"ui/web.py"},
     "matplotlib": {"bench/plot.py"},
+    "pypdf": {"documents/pdf.py"},
+    "docx": {"documents/office.py"},
+    "pptx": {"documents/office.py"},
+    "fastapi": {"server/app.py"},  # the extra "serve", as are the next
+    "starlette": {"server/app.py", "server/desk.py", "server/doors.py", "server/sending.py"},
+    "uvicorn": {"server/run.py"},
+    "prometheus_client": {"server/numbers.py"},
 }
 
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 import contextlib
 import enum
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
 from edge import golden as goldens
 from edge.errors import DeviceError, EdgeError, ModelError
+from edge.manifest import Manifest
 from edge.messages import Chunk, Conversation, Progress, Sampling
 from edge.runtime import canary
 from edge.runtime.canary import Finding
@@ -99,9 +100,23 @@ class Guarded:
         return self._held.engine.context_length
 
     @property
+    def manifest(self) -> Manifest:
+        """What the model says of itself, however it is loaded."""
+        return self._held.engine.manifest
+
+    @property
     def max_prompt(self) -> int | None:
         """See `ChatEngine.max_prompt`."""
         return self._held.engine.max_prompt
+
+    @property
+    def together(self) -> int:
+        """See `ChatEngine.together`."""
+        return self._held.engine.together
+
+    def token_bytes(self, token_ids: Sequence[int]) -> list[bytes]:
+        """See `ChatEngine.token_bytes`."""
+        return self._held.engine.token_bytes(token_ids)
 
     @property
     def opens_thought(self) -> bool:
@@ -113,7 +128,9 @@ class Guarded:
         """See `ChatEngine.cache_share`."""
         return self._held.engine.cache_share
 
-    def stream(self, conversation: Conversation, sampling: Sampling) -> Generator[Chunk, None, None]:
+    def stream(
+        self, conversation: Conversation, sampling: Sampling, cancelled: threading.Event | None = None
+    ) -> Generator[Chunk, None, None]:
         """See `ChatEngine.stream`. Of what was dropped and what was changed, chunks with a notice tell.
 
         What follows a chunk with `restart` takes the place of what came before it.
@@ -121,9 +138,9 @@ class Guarded:
         Raises:
             EdgeError: also why the model could not be opened again, where the device had to be left.
         """
-        with self._running.begin() as cancelled:
-            answer = Answer(cancelled, watched=not self._left_in_peace())
-            engine = self._held.usable(cancelled)
+        with self._running.begin(cancelled) as ended:
+            answer = Answer(ended, watched=not self._left_in_peace())
+            engine = self._held.usable(ended)
             if engine is not None:
                 self._begin_late_check(engine)
                 if self._held.untold:
@@ -133,7 +150,7 @@ class Guarded:
                 outcome = yield from self._once(engine, answer, conversation, sampling)
                 if outcome is _Outcome.DONE:
                     return
-                before, engine = engine, self._held.usable(cancelled, again=False)
+                before, engine = engine, self._held.usable(ended, again=False)
                 if engine is before:
                     notice = f"{self.device} was checked and computes right. From the beginning:"
                     yield Chunk("", notice=notice, restart=True)
@@ -170,7 +187,7 @@ class Guarded:
         answer.begin(len(ids))
         watch = Watch(ids) if answer.watched else None
         suspicion, since, last = None, 0, None
-        with contextlib.closing(engine.stream(kept, sampling)) as chunks:
+        with contextlib.closing(engine.stream(kept, sampling, answer.cancelled)) as chunks:
             for chunk in chunks:
                 answer.tokens += len(chunk.token_ids)
                 reason = watch.push(chunk.token_ids) if watch is not None else None

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from edge.bench.counts import matrices
+from edge.manifest import Manifest
 from edge.runtime import devices
 from edge.runtime.cores import usable_threads
 from edge.runtime.machine import Machine
@@ -18,6 +19,8 @@ from edge.runtime.probes_memory import last_level_cache, measure_bandwidth
 
 _ROWS = 1024
 """Of the matrix that the weights are multiplied with: enough that arithmetic, not memory, is the limit."""
+_WIDE = 4096
+"""Rows and columns of the plain matrices: square, so that what is written is little beside what is computed."""
 _SECONDS = 1.0
 _NOT_FOR_ONE = ("CACHE_DIR", "ATTENTION_BACKEND", "KV_CACHE_PRECISION")  # of no use to one product
 _SMALLEST, _LARGEST = 256 << 20, 2 << 30
@@ -33,8 +36,10 @@ class Limits:
     flop_rate: float
     """The largest of `products`."""
     products: dict[str, float] = field(default_factory=dict)
-    """By the format of the matrix: "as the model" is the IR's own largest one, compressed as it is there."""
+    """By the format of the matrix: "as the model" is the IR's own largest one but the head, compressed as it is there;
+    the others are square, of 4,096 rows."""
     product_shape: tuple[int, int, int] = (0, 0, 0)
+    """Of the model's own."""
 
 
 def measure(folder: Path, device: str, properties: dict[str, Any]) -> Limits:
@@ -46,16 +51,14 @@ def measure(folder: Path, device: str, properties: dict[str, Any]) -> Limits:
         size = min(max(size, _SMALLEST), _LARGEST, max(machine.memory().available // 4, 64 << 20))
         for _ in range(3):
             reads.append(measure_bandwidth(usable_threads(machine), size, _SECONDS / 2).best)
-    largest = max(matrices(folder), key=lambda node: np.prod(node.input(1).get_partial_shape().to_shape()[:2]))
-    rows, columns = (int(each) for each in largest.input(1).get_partial_shape().to_shape())
-    inner = rows if not _transposed(largest) else columns
-    other = columns if not _transposed(largest) else rows
-    products = {"as the model": _rate(_own(largest, inner), device, properties, inner, other)}
+    own = _largest(folder)
+    rows, columns = (int(each) for each in own.input(1).get_partial_shape().to_shape())
+    inner, other = (columns, rows) if _transposed(own) else (rows, columns)
+    products = {"as the model": _rate(_own(own, inner), device, properties, inner, other)}
     for kind in ("f32", "bf16"):
         if kind == "bf16" and "BF16" not in (devices.ask(device, "OPTIMIZATION_CAPABILITIES") or []):
             continue
-        hint = {"INFERENCE_PRECISION_HINT": kind}
-        products[kind] = _rate(_plain(inner, other), device, hint, inner, other)
+        products[kind] = _rate(_plain(), device, {"INFERENCE_PRECISION_HINT": kind}, _WIDE, _WIDE)
     return Limits(
         bandwidth=max(reads) if reads else None,
         bandwidth_samples=tuple(reads),
@@ -78,6 +81,13 @@ def better(one: Limits, other: Limits) -> Limits:
     )
 
 
+def _largest(folder: Path) -> Any:
+    """The largest matrix of a layer. The head's writes too much for what it computes."""
+    vocab = Manifest.read(folder).architecture.vocab_size
+    shapes = [(node, node.input(1).get_partial_shape().to_shape()) for node in matrices(folder)]
+    return max((pair for pair in shapes if vocab not in pair[1]), key=lambda pair: np.prod(pair[1]))[0]
+
+
 def _transposed(matmul: Any) -> bool:
     return bool(matmul.get_attributes().get("transpose_b"))
 
@@ -92,12 +102,12 @@ def _own(matmul: Any, inner: int) -> Any:
     return ov.Model([product], [given], "product")
 
 
-def _plain(inner: int, other: int) -> Any:
+def _plain() -> Any:
     import openvino as ov
     from openvino import opset13 as opset
 
-    given = opset.parameter([_ROWS, inner], np.float32)
-    weights = np.random.default_rng(0).standard_normal((other, inner), dtype=np.float32)
+    given = opset.parameter([_ROWS, _WIDE], np.float32)
+    weights = np.random.default_rng(0).standard_normal((_WIDE, _WIDE), dtype=np.float32)
     return ov.Model([opset.matmul(given, opset.constant(weights), False, True)], [given], "product")
 
 

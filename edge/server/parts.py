@@ -41,14 +41,6 @@ class Model(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-def _integral(value: Any) -> Any:
-    """1.0 is an integer in JSON."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-Whole = Annotated[int, BeforeValidator(_integral)]
-
-
 def _truth(value: Any) -> Any:
     """0 is no false in JSON."""
     return value if isinstance(value, bool) else str(value)

@@ -24,7 +24,6 @@ from edge.server.parts import (
     StreamOptions,
     Tool,
     ToolChoice,
-    Whole,
     kind,
 )
 from edge.tools.constrain import MOST_TOOLS
@@ -44,17 +43,26 @@ class _Asked(Model):
     model: str | None = Field(None, description="Left out, the model that is loaded.")
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: Whole | None = Field(None, ge=1, le=MOST_ANSWERS)
+    n: int | None = Field(None, ge=1, le=MOST_ANSWERS)
     temperature: float | None = Field(None, ge=0, le=2, description="0 always takes the likeliest token.")
     top_p: float | None = Field(None, gt=0, le=1)
-    top_k: Whole | None = Field(None, ge=0, lt=2**31, description="Not OpenAI's: draw from so many likeliest tokens.")
+    top_k: int | None = Field(None, ge=0, lt=2**31, description="Not OpenAI's: draw from so many likeliest tokens.")
     repetition_penalty: float | None = Field(None, gt=0, le=100, description="Not OpenAI's: above 1 repeats less.")
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    seed: Whole | None = Field(None, ge=-(2**63), lt=2**63, description="Answer i of n is drawn with seed + i.")
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="Answer i of n is drawn with seed + i.")
     stop: Stop | None = None
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
     user: str | None = Field(None, description="Taken and used for nothing.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _integral(cls, data: Any) -> Any:
+        """1.0 is an integer in JSON; and an integer is a number."""
+        if not isinstance(data, dict):
+            return data
+        return {name: int(value) if isinstance(value, float) and value.is_integer() else value
+                for name, value in data.items()}  # fmt: skip
 
     @model_validator(mode="after")
     def _fits(self) -> _Asked:
@@ -72,12 +80,12 @@ class CompletionRequest(_Asked):
                     Tag("array")],
         Discriminator(kind),
     ]  # fmt: skip
-    max_tokens: Whole | None = Field(None, ge=1, description=f"Left out, {COMPLETION_TOKENS}.")
+    max_tokens: int | None = Field(None, ge=1, description=f"Left out, {COMPLETION_TOKENS}.")
     echo: bool | None = Field(None, description="Give the prompt back in front of the answer.")
-    logprobs: Annotated[Whole, Field(ge=0, le=0)] | None = Field(
+    logprobs: Annotated[int, Field(ge=0, le=0)] | None = Field(
         None, description="0 gives that of each chosen token; alternatives are not to be had."
     )
-    best_of: Whole | None = Field(None, description="Only the value of n.")
+    best_of: int | None = Field(None, description="Only the value of n.")
     suffix: None = None
 
     @model_validator(mode="after")
@@ -101,8 +109,8 @@ class ChatRequest(_Asked):
     """`POST /v1/chat/completions`."""
 
     messages: list[Message] = Field(min_length=1, max_length=MOST_MESSAGES)
-    max_tokens: Whole | None = Field(None, ge=1, description="Left out, what the context has room for.")
-    max_completion_tokens: Whole | None = Field(None, ge=1, description="The newer name of max_tokens.")
+    max_tokens: int | None = Field(None, ge=1, description="Left out, what the context has room for.")
+    max_completion_tokens: int | None = Field(None, ge=1, description="The newer name of max_tokens.")
     response_format: ResponseFormat | None = None
     tools: Annotated[list[Tool], Field(max_length=MOST_TOOLS)] | None = None
     tool_choice: ToolChoice | None = None
@@ -110,7 +118,7 @@ class ChatRequest(_Asked):
     functions: Annotated[list[Function], Field(max_length=MOST_TOOLS)] | None = None
     function_call: FunctionChoice | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[Whole, Field(ge=0, le=0)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
     metadata: dict[str, str] | None = Field(None, description="Taken and used for nothing.")
     safety_identifier: str | None = Field(None, description="Taken and used for nothing.")
     prompt_cache_key: str | None = Field(None, description="Taken; prompts that begin alike share their cache anyway.")

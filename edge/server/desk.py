@@ -123,7 +123,7 @@ class Desk:
             raise RefusedError(f"the body was not there after {self.options.body_seconds:g} s", hint="Send it faster.",
                                code="timeout", status=408) from None  # fmt: skip
         except ClientDisconnect:
-            return self._gone()
+            return self._gone(request.scope)
         asked_for: ChatRequest | CompletionRequest = await asyncio.to_thread(faults.read, kind.request, body)
         if self.options.log_prompts:
             log.info("asked: %s", json.dumps(asked_for.model_dump(exclude_none=True, by_alias=True)))
@@ -153,20 +153,21 @@ class Desk:
                 work.beat_seconds = self.options.first_seconds
                 first = await anext(seen, None)  # a fault before it has a status of its own
                 work.beat_seconds = self.options.beat_seconds
-                return EventStream(self._events(writer, first, seen), close)
+                return EventStream(self._events(writer, first, seen, request.scope), close)
             ended = [event async for event in seen if isinstance(event, Ended)]
             close()
             return reply(await asyncio.to_thread(kind.whole, head, asked, ended))
         except GoneError:
             close()
-            return self._gone()
+            return self._gone(request.scope)
         except BaseException:
             close()
             raise
 
     async def _events(
-        self, writer: streaming.Writer, first: Happening | None, seen: AsyncGenerator[Happening | None, None]
-    ) -> AsyncGenerator[bytes, None]:
+        self, writer: streaming.Writer, first: Happening | None, seen: AsyncGenerator[Happening | None, None],
+        scope: Scope,
+    ) -> AsyncGenerator[bytes, None]:  # fmt: skip
         """A streamed reply, with what went wrong on the way."""
         try:
             for piece in writer.begin():
@@ -180,7 +181,7 @@ class Desk:
                 yield streaming.event(piece)
             yield streaming.DONE
         except GoneError:
-            self._gone()
+            self._gone(scope)
         except Exception as error:
             if not isinstance(error, EdgeError):
                 faults.log_fault(error, with_message=self.options.log_prompts)
@@ -222,8 +223,9 @@ class Desk:
                           ("prompt_tokens", "completion_tokens"))  # fmt: skip
             scope["edge.told"] = f", {read:,} tokens read, {made:,} written" if usages else ""
 
-    def _gone(self) -> Response:
+    def _gone(self, scope: Scope) -> Response:
         self.numbers.cancelled("client")
+        scope["edge.told"] = ", the client has gone"
         return Response(status_code=CLIENT_GONE)
 
 

@@ -185,3 +185,4 @@ def _log_to_stderr() -> None:
         log.addHandler(handler)
     log.setLevel(logging.INFO)
     log.propagate = False
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # it would tell of everybody who sends no HTTP

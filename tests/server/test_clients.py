@@ -212,6 +212,14 @@ class TestOpenAI:
             stream.close()
             until(lambda: pocket.desk.gate.running == 0, 5)
 
+    def test_who_goes_while_a_long_prompt_is_read_ends_the_reading(self, pocket: Live) -> None:
+        long: list[Any] = [{"role": "user", "content": "alpha beta gamma " * 600}]
+        with client(pocket, timeout=0.3) as asking, pytest.raises(openai.APITimeoutError):
+            asking.chat.completions.create(model="pocket", messages=long)
+        before = pocket.number("glm4_edge_completion_tokens_total")
+        until(lambda: pocket.desk.gate.running == 0, 60)
+        assert pocket.number("glm4_edge_completion_tokens_total") == before
+
 
 @pytest.mark.model
 class TestLangChain:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Generator, Sequence
 
 from edge.errors import UsageError
-from edge.messages import Chunk, Conversation, Sampling
+from edge.messages import Chunk, Conversation, Sampling, Tokens
 from edge.runtime import sampling as samplings
 from edge.runtime.context import room_for_answer
 from edge.runtime.prefix import Reading
@@ -50,7 +50,9 @@ class EchoEngine:
         room = room_for_answer(prompt_tokens, self.context_length, sampling.max_new_tokens)
         if sampling.grammar is not None or sampling.log_probs:
             raise UsageError("echo has no model to constrain, and no log-probabilities", hint="Load a model.")
-        if isinstance(conversation, str):
+        if isinstance(conversation, Tokens):
+            said = ["".join(map(chr, conversation.ids))]
+        elif isinstance(conversation, str):
             said = [conversation]
         else:
             said = [message.content for message in conversation if message.role == "user"]
@@ -81,6 +83,8 @@ class EchoEngine:
 
     def count_tokens(self, conversation: Conversation) -> int:
         """Characters of the text, or of all messages."""
+        if isinstance(conversation, Tokens):
+            return len(conversation.ids)
         if isinstance(conversation, str):
             return len(conversation)
         return sum(len(message.content) for message in conversation)

@@ -13,7 +13,7 @@ from typing import Any
 
 from edge.errors import DeviceError, EdgeError, ModelError, UsageError
 from edge.manifest import Manifest
-from edge.messages import Chunk, Conversation, Message, Sampling
+from edge.messages import Chunk, Conversation, Message, Sampling, Tokens
 from edge.npu import check_prompt
 from edge.runtime import sampling as samplings
 from edge.runtime.context import room_for_answer
@@ -103,7 +103,7 @@ class Engine:
                 lambda write: self._generate(prompt, config, write, reading),
                 decode=functools.partial(self._decode, special=sampling.keep_special),
                 reading=reading,
-                stop_ids=self._stop_ids,
+                stop_ids=frozenset() if sampling.ignore_eos else self._stop_ids,
                 stop=sampling.stop,
                 lock=self._turn,
                 cancelled=ended,
@@ -211,9 +211,11 @@ class Engine:
 
         Raises:
             ModelError: the model has been closed, or has no chat template, or one that refuses the conversation.
-            UsageError: the text is no Unicode.
+            UsageError: the text is no Unicode, or a token none of the model's.
         """
         self._open_tokenizer()
+        if isinstance(conversation, Tokens):
+            return self._known(conversation.ids)
         text = conversation if isinstance(conversation, str) else self._written(conversation)
         try:
             text.encode()
@@ -222,6 +224,16 @@ class Engine:
                 f"the text holds half of a character, {text[error.start]!r}", hint="Send it as valid Unicode."
             ) from error
         return self._ids(text, special=isinstance(conversation, str))
+
+    def _known(self, ids: Sequence[int]) -> list[int]:
+        size = self.manifest.architecture.vocab_size
+        strange = next((each for each in ids if not 0 <= each < size), None)
+        if strange is not None or not ids:
+            raise UsageError(
+                "a prompt of no tokens" if strange is None else f"{strange} is no token of {self.name}",
+                hint=f"Send tokens from 0 to {size - 1}.",
+            )
+        return list(ids)
 
     def _written(self, messages: Sequence[Message]) -> str:
         try:
@@ -243,6 +255,8 @@ class Engine:
         config.max_new_tokens = max_new_tokens
         config.stop_token_ids = set(self._stop_ids)
         config.eos_token_id = min(self._stop_ids, default=-1)
+        if sampling.ignore_eos:
+            config.ignore_eos, config.stop_token_ids = True, set()
         config.do_sample = samplings.draws(sampling, config.do_sample)
         if config.do_sample:
             if sampling.temperature is not None:

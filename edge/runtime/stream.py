@@ -196,4 +196,4 @@ def _until_stop(ids: tuple[int, ...], stop_ids: frozenset[int]) -> tuple[tuple[i
 
 def _usage(reading: Reading, arrivals: Arrivals, reason: FinishReason, stop_id: int | None = None) -> Usage:
     times = arrivals.ttft_seconds, arrivals.tpot_seconds
-    return Usage(reading.tokens, arrivals.tokens, *times, reason, reading.cached, stop_id)
+    return Usage(reading.tokens, arrivals.tokens, *times, reason, reading.cached, stop_id, arrivals.token_seconds)

@@ -38,7 +38,7 @@ class Engine:
         pipeline = opened.pipeline
         self._backend: Backend | None = opened.backend
         self._tokenizer = pipeline.get_tokenizer()
-        self._defaults = pipeline.get_config if hasattr(pipeline, "get_config") else pipeline.get_generation_config
+        self._defaults = opened.defaults
         self._stop_ids = frozenset(manifest.stop_ids)
         self._together = opened.together
         self._turn: Turn = threading.Lock() if opened.together == 1 else threading.Semaphore(opened.together)
@@ -47,6 +47,7 @@ class Engine:
         self._closing = threading.Lock()
         self._template = Template(str(self._tokenizer.chat_template))
         self._step_tokens = opened.step_tokens
+        self._guesses = opened.guesses
         block = BLOCK.get(settings.device.partition(".")[0], 32)
         self._prefixes = PrefixMemory(block) if opened.step_tokens else None
         self.manifest = manifest
@@ -277,6 +278,7 @@ class Engine:
             config.logprobs = 1
         if sampling.grammar is not None:
             config.structured_output_config = constrained(sampling.grammar)
+        config.num_assistant_tokens, config.max_ngram_size = self._guesses
         # Left alone, GenAI seeds every generation with 0: each sampled answer would be the same one.
         config.rng_seed = secrets.randbits(32) if sampling.seed is None else sampling.seed
         return config

@@ -85,8 +85,9 @@ class Guarded:
 
     @property
     def device(self) -> str:
-        """See `ChatEngine.device`; with what was made safer, and whether it is a rehearsal."""
-        return label(self._held.engine.settings)
+        """See `ChatEngine.device`; with what was made safer or faster, and whether it is a rehearsal."""
+        settings = self._held.engine.settings
+        return label(settings) + (" with prompt lookup" if settings.prompt_lookup else "")
 
     @property
     def settings(self) -> Settings:

@@ -413,7 +413,7 @@ def fake_engine(generate: Callable[[Any], None]) -> Engine:
         target="cpu", recipe={}, stop_ids=[1, 2, 3], stop_tokens=["a", "b", "c"], versions={}, bytes={}, checks=[],
     )  # fmt: skip
     pipeline = FakePipeline(generate)
-    return Engine(Opened(pipeline, OneByOne(pipeline), 64), manifest, CPU)
+    return Engine(Opened(pipeline, OneByOne(pipeline), 64, pipeline.get_generation_config), manifest, CPU)
 
 
 @pytest.mark.parametrize("stop_id", [1, 2, 3])

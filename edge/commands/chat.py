@@ -72,6 +72,12 @@ def _sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Forget the least used tokens above so many: less memory, and worse.",
         ),
         click.option(
+            "--prompt-lookup",
+            is_flag=True,
+            help="Guess from the conversation how the answer goes on, and check it: faster where an answer repeats "
+            "what was read, as in editing a text.",
+        ),
+        click.option(
             "--overflow",
             type=click.Choice(["trim", "refuse"]),
             default="trim",
@@ -163,8 +169,8 @@ def _taken(options: dict[str, Any], kind: type) -> dict[str, Any]:
 @contextmanager
 def _loaded(
     model: str, *, read: Callable[[], str | None], device: str, no_fallback: bool, rehearse: bool, context: int | None,
-    kv_precision: str | None, sparse: Sparse | None, evict_beyond: int | None, overflow: Policy, yes: bool,
-    remarks: list[str] | None = None,
+    kv_precision: str | None, sparse: Sparse | None, evict_beyond: int | None, prompt_lookup: bool,
+    overflow: Policy, yes: bool,    remarks: list[str] | None = None,
 ) -> Iterator[tuple[Guarded, str | None]]:  # fmt: skip
     """The model on the device, and the piped prompt if there is one: bad input is met before the loading.
 
@@ -173,6 +179,7 @@ def _loaded(
     from edge.npu import REHEARSED
     from edge.runtime import devices
     from edge.runtime import plan as plans
+    from edge.runtime.pipelines import check_lookup
     from edge.runtime.settings import Settings
 
     named = devices.parse(device)
@@ -187,7 +194,12 @@ def _loaded(
     if rehearse:
         say(f"This is a rehearsal {REHEARSED}: it shows the fixed shapes, and is slow.")
     properties = {} if kv_precision is None else {"KV_CACHE_PRECISION": kv_precision}
-    wanted = Settings(named, properties, context=context, rehearse=rehearse, sparse=sparse, evict_beyond=evict_beyond)
+    wanted = Settings(
+        named, properties, context=context, rehearse=rehearse, sparse=sparse, evict_beyond=evict_beyond,
+        prompt_lookup=prompt_lookup,
+    )  # fmt: skip
+    if prompt_lookup:
+        check_lookup(wanted)
     if named == "NPU" and (sparse or evict_beyond):
         raise UsageError("the NPU has neither --sparse nor --evict-beyond", hint="Leave them out, or take the CPU.")
     if kv_precision is not None and named != devices.AUTO:

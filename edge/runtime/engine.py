@@ -179,7 +179,8 @@ class Engine:
             for _ in range(self._together):  # all who answer
                 held.enter_context(self._turn_held())
             self._backend.close()
-            self._backend = self._tokenizer = self._defaults = None
+            self._backend = self._tokenizer = None
+            self._defaults = _gone  # it may hold the pipeline
 
     @contextlib.contextmanager
     def _turn_held(self) -> Iterator[None]:
@@ -324,6 +325,10 @@ def _not_loaded(error: Exception, folder: Path, device: str) -> EdgeError:
 
 def _go_on(ids: Sequence[int], log_probs: Sequence[float] = (), /) -> bool:
     return True
+
+
+def _gone() -> Any:
+    raise _closed()
 
 
 def _closed() -> ModelError:

@@ -82,7 +82,7 @@ def open_pipeline(folder: Path, settings: Settings, manifest: Manifest) -> Opene
         max_prompt, response = npu_schedule(folder, settings)
         context = max_prompt + response
     if settings.prompt_lookup:
-        _check_lookup(settings, properties)
+        check_lookup(settings)
     if not devices.together(settings.device) or properties.get("ATTENTION_BACKEND") == "SDPA":
         pipeline = openvino_genai.LLMPipeline(str(source), settings.device, **properties)
         return Opened(pipeline, OneByOne(pipeline), context, pipeline.get_generation_config, max_prompt)
@@ -103,13 +103,13 @@ def open_pipeline(folder: Path, settings: Settings, manifest: Manifest) -> Opene
     return Opened(pipeline, backend, context, defaults, None, TOGETHER, step, guesses)
 
 
-def _check_lookup(settings: Settings, properties: Mapping[str, Any]) -> None:
-    """Refuse what guessing was not seen to leave right.
+def check_lookup(settings: Settings) -> None:
+    """Refuse what prompt lookup does not go with.
 
     Raises:
-        UsageError: says what it does not go with.
+        UsageError: says what that is.
     """
-    if not devices.together(settings.device) or properties.get("ATTENTION_BACKEND") == "SDPA":
+    if not devices.together(settings.device) or settings.properties.get("ATTENTION_BACKEND") == "SDPA":
         where = settings.device if not devices.together(settings.device) else "the SDPA attention backend"
         raise UsageError(
             f"{where} has no --prompt-lookup", hint="Leave it out, or use the CPU or one GPU with paged attention."

@@ -29,7 +29,7 @@ LINES = f"{LIST}\n\nCopy the lines from number 12 to number 16."
 CAPITAL = "What is the capital of France?"
 STORY = "Write a long story about a lighthouse."
 ASKED = {"copy": COPY, "quote": QUOTE, "code": CODE, "lines": LINES, "capital": CAPITAL, "story": STORY}
-GREEDY = Sampling(temperature=0, repetition_penalty=1.0, max_new_tokens=100)
+GREEDY = Sampling(temperature=0, repetition_penalty=1.0, max_new_tokens=60)
 SAMPLINGS = {
     "greedy": GREEDY,
     "the checkpoint's penalty": replace(GREEDY, repetition_penalty=None),
@@ -40,12 +40,8 @@ SAMPLINGS = {
 }
 GRAMMARS: dict[str, Grammar] = {
     "json": JsonOf(
-        {
-            "type": "object",
-            "properties": {"builder": {"type": "string", "maxLength": 40}, "year": {"type": "integer"}},
-            "required": ["builder", "year"],
-            "additionalProperties": False,
-        }
+        '{"type": "object", "properties": {"builder": {"type": "string", "maxLength": 40}, "year": {"type": "integer"}},'
+        ' "required": ["builder", "year"], "additionalProperties": false}'
     ),
     "pattern": Matching("[A-Z][a-z]{2,8} Reid, 18[0-9]{2}"),
     "choice": OneOf((Literally("the keepers"), Literally("Alan Reid"), Literally("nobody"))),
@@ -76,16 +72,23 @@ def said(engine: Engine, asked: str | Sequence[Message], sampling: Sampling) -> 
 
 @pytest.mark.model
 class TestAnswersAreTheModelsOwn:
-    @pytest.mark.parametrize("how", SAMPLINGS)
     @pytest.mark.parametrize("question", ASKED)
-    def test_alone(self, own: Engine, guessing: Engine, question: str, how: str) -> None:
+    def test_greedy(self, own: Engine, guessing: Engine, question: str) -> None:
+        self.compare(own, guessing, question, "greedy")
+
+    @pytest.mark.parametrize("how", SAMPLINGS)
+    def test_otherwise(self, own: Engine, guessing: Engine, how: str) -> None:
+        """The penalty is the checkpoint's own, which GenAI forgets where it guesses."""
+        self.compare(own, guessing, "lines", how)
+
+    def compare(self, own: Engine, guessing: Engine, question: str, how: str) -> None:
         ids, _, usage = said(own, ASKED[question], SAMPLINGS[how])
         got, _, guessed = said(guessing, ASKED[question], SAMPLINGS[how])
         assert got == ids
         assert (guessed.finish_reason, guessed.completion_tokens) == (usage.finish_reason, usage.completion_tokens)
 
     @pytest.mark.parametrize("kind", GRAMMARS)
-    @pytest.mark.parametrize("question", ["copy", "quote", "story"])
+    @pytest.mark.parametrize("question", ["copy", "story"])
     def test_in_a_form_that_is_prescribed(self, own: Engine, guessing: Engine, question: str, kind: str) -> None:
         sampling = replace(GREEDY, grammar=GRAMMARS[kind])
         assert said(guessing, ASKED[question], sampling)[1] == said(own, ASKED[question], sampling)[1] != ""
@@ -141,7 +144,7 @@ def test_a_step_takes_several_tokens(guessing: Engine, monkeypatch: pytest.Monke
         ),
     )
     _, _, usage = said(guessing, COPY, GREEDY)
-    assert sum(pieces) == usage.completion_tokens > 50
+    assert sum(pieces) == usage.completion_tokens == 60
     assert len(pieces) < usage.completion_tokens / 3
 
 
@@ -156,14 +159,14 @@ class TestAFullCache:
         with Engine.load(pocket_dir, Settings("CPU", EXACT, context=400)) as engine:
             expected = [said(engine, question, sampling)[0] for question in self.QUESTIONS]
         with Engine.load(pocket_dir, Settings("CPU", EXACT, context=400, prompt_lookup=True)) as engine:
-            with ThreadPoolExecutor(5) as pool:
+            with ThreadPoolExecutor(len(self.QUESTIONS)) as pool:
                 got = list(pool.map(lambda question: said(engine, question, sampling)[0], self.QUESTIONS))
             assert got == expected
             assert max(map(len, got)) > 256, "the longest goes on to the context's end"
 
     def test_many_that_give_up_make_room_before_the_next_begins(self, own: Engine, pocket_dir: Path) -> None:
         with Engine.load(pocket_dir, Settings("CPU", EXACT, context=256, prompt_lookup=True)) as engine:
-            for number in range(1, 12):
+            for number in range(1, 6):
                 gone = engine.stream([Message("user", STORY)], replace(GREEDY, max_new_tokens=None))
                 for _ in range(number):
                     next(gone)

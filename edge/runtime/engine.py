@@ -94,9 +94,14 @@ class Engine:
 
         `Usage.completion_tokens` counts what the model computed: the stop token too, where it ended so.
         """
+        return self._stream(conversation, sampling, cancelled, self._running.asked())
+
+    def _stream(
+        self, conversation: Conversation, sampling: Sampling, cancelled: threading.Event | None, asked: object
+    ) -> Generator[Chunk, None, None]:
         started = time.perf_counter()
         samplings.check(sampling)
-        with self._running.begin(cancelled) as ended:
+        with self._running.begin(cancelled, asked=asked) as ended:
             prompt = self.encode(conversation)
             reading = Reading(len(prompt), step_tokens=self._step_tokens)
             config = self._config(sampling, self._room(reading.tokens, sampling.max_new_tokens))

@@ -133,7 +133,12 @@ class Guarded:
         Raises:
             EdgeError: also why the model could not be opened again, where the device had to be left.
         """
-        with self._running.begin(cancelled) as ended:
+        return self._stream(conversation, sampling, cancelled, self._running.asked())
+
+    def _stream(
+        self, conversation: Conversation, sampling: Sampling, cancelled: threading.Event | None, asked: object
+    ) -> Generator[Chunk, None, None]:
+        with self._running.begin(cancelled, asked=asked) as ended:
             answer = Answer(ended, watched=not self._left_in_peace())
             engine = self._held.usable(ended)
             if engine is not None:

@@ -128,7 +128,10 @@ class Batching:
 
     def _work(self) -> None:
         while True:
-            self._next.extend(self._fresh(wait=not self._has_work()))
+            idle = not self._has_work()
+            if idle and self._cache_share is not None:
+                self._cache_share = 0.0  # the pipeline's own figure stays at that of the last step
+            self._next.extend(self._fresh(wait=idle))
             if self._closed.is_set():
                 for request in (*self._active, *self._next):
                     self._end(request, _closed())
@@ -146,7 +149,7 @@ class Batching:
 
     @property
     def cache_share(self) -> float | None:
-        """How much of the KV cache was taken after the last step, 0 to 1; None before the first."""
+        """How much of the KV cache the answers under way took at the last step, 0 to 1; None before the first."""
         return self._cache_share
 
     def _has_work(self) -> bool:
@@ -236,7 +239,13 @@ class Batching:
         request.tokens += ids
         request.log_probs += log_probs
         over, dropped = self._finished(request.handle.get_status())
-        going_on = request.write(ids, log_probs)
+        try:
+            going_on = request.write(ids, log_probs)
+        except Exception as error:  # the asker's own, and no matter of the others
+            request.handle.cancel()
+            self._leaving.append(request)
+            self._end(request, error)
+            return
         if dropped and going_on:
             self._again(request)
         elif over:

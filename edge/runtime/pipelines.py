@@ -45,7 +45,7 @@ class Backend(Protocol):
 
     @property
     def cache_share(self) -> float | None:
-        """How much of the KV cache is taken, 0 to 1; None where that is not told."""
+        """How much of the KV cache the answers under way take, 0 to 1; None where that is not told."""
 
 
 @dataclass(frozen=True)

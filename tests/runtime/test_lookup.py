@@ -40,8 +40,8 @@ SAMPLINGS = {
 }
 GRAMMARS: dict[str, Grammar] = {
     "json": JsonOf(
-        '{"type": "object", "properties": {"builder": {"type": "string", "maxLength": 40}, "year": {"type": "integer"}},'
-        ' "required": ["builder", "year"], "additionalProperties": false}'
+        '{"type": "object", "properties": {"builder": {"type": "string", "maxLength": 40}, "year": '
+        '{"type": "integer"}}, "required": ["builder", "year"], "additionalProperties": false}'
     ),
     "pattern": Matching("[A-Z][a-z]{2,8} Reid, 18[0-9]{2}"),
     "choice": OneOf((Literally("the keepers"), Literally("Alan Reid"), Literally("nobody"))),

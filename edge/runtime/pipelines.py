@@ -96,7 +96,9 @@ def open_pipeline(folder: Path, settings: Settings, manifest: Manifest) -> Opene
     own = source / "generation_config.json"
     if settings.prompt_lookup and own.is_file():  # which GenAI (2026.4.1) then forgets, the penalty in it, too
         defaults = functools.partial(openvino_genai.GenerationConfig, str(own))
-    step = values["max_num_batched_tokens"] if values["enable_prefix_caching"] else 0
+    # Of an answer's end, another part is found again where it was guessed: how much is then not said.
+    told = values["enable_prefix_caching"] and not settings.prompt_lookup
+    step = values["max_num_batched_tokens"] if told else 0
     block = BLOCK.get(settings.device.partition(".")[0], 32)
     room = values["num_kv_blocks"] * block
     backend = Batching(pipeline, _tensor, _outcome, settings.device, room=room, block=block, guessed=guesses[0])

@@ -108,12 +108,11 @@ class TestAnswersAreTheModelsOwn:
         talk: list[Message] = []
         for question in (COPY, "Once more, please.", "Who built it?", "Now repeat your first answer."):
             talk.append(Message("user", question))
-            ids, text, usage = said(own, talk, GREEDY)
+            ids, text, _ = said(own, talk, GREEDY)
             got, _, guessed = said(guessing, talk, GREEDY)
             assert got == ids
-            assert guessed.cached_tokens == usage.cached_tokens
+            assert guessed.cached_tokens is None, "which part of an answer is kept is not foreseen here"
             talk.append(Message("assistant", text))
-        assert usage.cached_tokens is not None and usage.cached_tokens > 100
 
     def test_at_once_and_with_some_that_are_given_up(self, own: Engine, guessing: Engine) -> None:
         questions = [*ASKED.values()] * 2

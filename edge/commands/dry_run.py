@@ -30,11 +30,13 @@ class _Plan:
     forecast: Forecast
     remote: Remote | None
     source: str
+    made: str | None
+    """When the same export was made that is there already; None where it is not, or the checkpoint is yet to come."""
 
 
 def rehearse(
     model: str, out: Path, *, target: str, weights: str, calibration_text: Path | None, revision: str | None,
-    overrides: dict[str, Any], as_json: bool,
+    overrides: dict[str, Any], as_json: bool, force: bool = False,
 ) -> None:  # fmt: skip
     """Print the plan. What no export would begin with raises here as it would there.
 
@@ -57,7 +59,7 @@ def rehearse(
             recipe.check(spec, target)
             pipeline.user_text(recipe, calibration_text)
             pipeline.check_dtype(recipe, found.dtype)
-            size, source = found.weight_bytes, str(found.cache)
+            size, source, made = found.weight_bytes, str(found.cache), None
         else:
             job = pipeline.prepare(
                 found, out, target=target, make_recipe=make_recipe, calibration_text=calibration_text
@@ -65,11 +67,12 @@ def rehearse(
             spec, recipe, checkpoint = job.checkpoint.spec, job.recipe, job.checkpoint
             size = sum(path.stat().st_size for path in checkpoint.shards)
             source = str(found.folder)
+            made = None if force else pipeline.earlier(job, progress)
         rates = forecast.measure(spec, recipe, checkpoint, progress)
     figures = forecast.forecast(spec, recipe, weight_bytes=size, rates=rates)
     remote = found if isinstance(found, Remote) else None
-    plan = _Plan(model, out, spec, recipe, figures, remote, source)
-    fault = _fault(plan)
+    plan = _Plan(model, out, spec, recipe, figures, remote, source, None if made is None else made.created[:10])
+    fault = None if made is not None else _fault(plan)
     click.echo(json.dumps(_as_json(plan, fault), indent=2) if as_json else _as_table(plan, fault))
     if fault is not None:
         raise fault
@@ -115,6 +118,7 @@ def _as_json(plan: _Plan, fault: EdgeError | None) -> dict[str, Any]:
         "model": plan.model,
         "parameters": figures.parameters,
         "possible": fault is None,
+        "already_made": plan.made,
         "reason": None if fault is None else fault.message,
         "way_out": None if fault is None else fault.hint,
         "download": download,
@@ -155,6 +159,11 @@ def _as_table(plan: _Plan, fault: EdgeError | None) -> str:
 
 
 def _verdict(facts: dict[str, Any]) -> str:
+    if facts["already_made"]:
+        return (
+            f"this export is in {facts['write']['to']} already, made on {facts['already_made']}: nothing would be "
+            "done; the above is what --force takes"
+        )
     if not facts["possible"]:
         return f"no: {facts['reason']}"
     if facts["memory"]["bytes"] > facts["memory"]["available_bytes"]:

@@ -45,6 +45,11 @@ class EchoEngine:
         self, conversation: Conversation, sampling: Sampling, cancelled: threading.Event | None = None
     ) -> Generator[Chunk, None, None]:
         """See `ChatEngine.stream`."""
+        return self._stream(conversation, sampling, cancelled, self._running.asked())
+
+    def _stream(
+        self, conversation: Conversation, sampling: Sampling, cancelled: threading.Event | None, asked: object
+    ) -> Generator[Chunk, None, None]:
         started = time.perf_counter()
         samplings.check(sampling)
         prompt_tokens = self.count_tokens(conversation)
@@ -69,7 +74,7 @@ class EchoEngine:
                 if not write([token]):
                     return
 
-        with self._running.begin(cancelled) as ended:
+        with self._running.begin(cancelled, asked=asked) as ended:
             yield from stream_tokens(
                 produce,
                 decode=lambda ids: "".join(map(chr, ids)),

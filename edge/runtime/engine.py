@@ -38,7 +38,7 @@ class Engine:
         pipeline = opened.pipeline
         self._backend: Backend | None = opened.backend
         self._tokenizer = pipeline.get_tokenizer()
-        self._defaults = pipeline.get_config if hasattr(pipeline, "get_config") else pipeline.get_generation_config
+        self._defaults = opened.defaults
         self._stop_ids = frozenset(manifest.stop_ids)
         self._together = opened.together
         self._turn: Turn = threading.Lock() if opened.together == 1 else threading.Semaphore(opened.together)
@@ -47,6 +47,7 @@ class Engine:
         self._closing = threading.Lock()
         self._template = Template(str(self._tokenizer.chat_template))
         self._step_tokens = opened.step_tokens
+        self._guesses = opened.guesses
         block = BLOCK.get(settings.device.partition(".")[0], 32)
         self._prefixes = PrefixMemory(block) if opened.step_tokens else None
         self.manifest = manifest
@@ -93,9 +94,14 @@ class Engine:
 
         `Usage.completion_tokens` counts what the model computed: the stop token too, where it ended so.
         """
+        return self._stream(conversation, sampling, cancelled, self._running.asked())
+
+    def _stream(
+        self, conversation: Conversation, sampling: Sampling, cancelled: threading.Event | None, asked: object
+    ) -> Generator[Chunk, None, None]:
         started = time.perf_counter()
         samplings.check(sampling)
-        with self._running.begin(cancelled) as ended:
+        with self._running.begin(cancelled, asked=asked) as ended:
             prompt = self.encode(conversation)
             reading = Reading(len(prompt), step_tokens=self._step_tokens)
             config = self._config(sampling, self._room(reading.tokens, sampling.max_new_tokens))
@@ -178,7 +184,8 @@ class Engine:
             for _ in range(self._together):  # all who answer
                 held.enter_context(self._turn_held())
             self._backend.close()
-            self._backend = self._tokenizer = self._defaults = None
+            self._backend = self._tokenizer = None
+            self._defaults = _gone  # it may hold the pipeline
 
     @contextlib.contextmanager
     def _turn_held(self) -> Iterator[None]:
@@ -277,6 +284,7 @@ class Engine:
             config.logprobs = 1
         if sampling.grammar is not None:
             config.structured_output_config = constrained(sampling.grammar)
+        config.num_assistant_tokens, config.max_ngram_size = self._guesses
         # Left alone, GenAI seeds every generation with 0: each sampled answer would be the same one.
         config.rng_seed = secrets.randbits(32) if sampling.seed is None else sampling.seed
         return config
@@ -322,6 +330,10 @@ def _not_loaded(error: Exception, folder: Path, device: str) -> EdgeError:
 
 def _go_on(ids: Sequence[int], log_probs: Sequence[float] = (), /) -> bool:
     return True
+
+
+def _gone() -> Any:
+    raise _closed()
 
 
 def _closed() -> ModelError:

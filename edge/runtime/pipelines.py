@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from edge import precise
+from edge.errors import UsageError
 from edge.files import home
 from edge.grammar import Amid, Anything, Grammar, InTurn, JsonOf, Literally, Matching, OneOf, Several
 from edge.manifest import Manifest
@@ -24,6 +26,8 @@ from edge.runtime.settings import Settings
 from edge.runtime.stream import Write
 from edge.tools.schema import ebnf
 
+GUESSED, ALIKE = 5, 3
+"""Of prompt lookup: tokens guessed at each step, and the longest run that has to have come before in the same way."""
 TOGETHER = 8
 """Answers at once; one more waits. Decode on two cores gains little above."""
 
@@ -41,7 +45,7 @@ class Backend(Protocol):
 
     @property
     def cache_share(self) -> float | None:
-        """How much of the KV cache is taken, 0 to 1; None where that is not told."""
+        """How much of the KV cache the answers under way take, 0 to 1; None where that is not told."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +56,16 @@ class Opened:
     backend: Backend
     context: int
     """Tokens of prompt and answer together."""
+    defaults: Callable[[], Any]
+    """A fresh `GenerationConfig` as the checkpoint has it."""
     max_prompt: int | None = None
     """Tokens a prompt may have, where that is less than the context (the NPU's fixed shapes)."""
     together: int = 1
     """Answers that it makes at once."""
     step_tokens: int = 0
     """Of a prompt that are read between two looks at whether to go on; 0: that is not known, nor what is kept of it."""
+    guesses: tuple[int, int] = (0, 0)
+    """`num_assistant_tokens` and `max_ngram_size` that every request has to have."""
 
 
 def open_pipeline(folder: Path, settings: Settings, manifest: Manifest) -> Opened:
@@ -73,17 +81,44 @@ def open_pipeline(folder: Path, settings: Settings, manifest: Manifest) -> Opene
     if settings.device == "NPU":
         max_prompt, response = npu_schedule(folder, settings)
         context = max_prompt + response
+    if settings.prompt_lookup:
+        check_lookup(settings)
     if not devices.together(settings.device) or properties.get("ATTENTION_BACKEND") == "SDPA":
         pipeline = openvino_genai.LLMPipeline(str(source), settings.device, **properties)
-        return Opened(pipeline, OneByOne(pipeline), context, max_prompt)
+        return Opened(pipeline, OneByOne(pipeline), context, pipeline.get_generation_config, max_prompt)
     properties = {name: value for name, value in properties.items() if name != "ATTENTION_BACKEND"}  # it has one
     context, values = schedule(folder, settings)
+    guesses = (GUESSED, ALIKE) if settings.prompt_lookup else (0, 0)
+    if settings.prompt_lookup:
+        properties["prompt_lookup"] = True
     pipeline = openvino_genai.ContinuousBatchingPipeline(str(source), _scheduler(values), settings.device, properties)
-    step = values["max_num_batched_tokens"] if values["enable_prefix_caching"] else 0
+    defaults = pipeline.get_config
+    own = source / "generation_config.json"
+    if settings.prompt_lookup and own.is_file():  # which GenAI (2026.4.1) then forgets, the penalty in it, too
+        defaults = functools.partial(openvino_genai.GenerationConfig, str(own))
+    # Of an answer's end, another part is found again where it was guessed: how much is then not said.
+    told = values["enable_prefix_caching"] and not settings.prompt_lookup
+    step = values["max_num_batched_tokens"] if told else 0
     block = BLOCK.get(settings.device.partition(".")[0], 32)
     room = values["num_kv_blocks"] * block
-    backend = Batching(pipeline, _tensor, _outcome, settings.device, room=room, block=block)
-    return Opened(pipeline, backend, context, None, TOGETHER, step)
+    backend = Batching(pipeline, _tensor, _outcome, settings.device, room=room, block=block, guessed=guesses[0])
+    return Opened(pipeline, backend, context, defaults, None, TOGETHER, step, guesses)
+
+
+def check_lookup(settings: Settings) -> None:
+    """Refuse what prompt lookup does not go with.
+
+    Raises:
+        UsageError: says what that is.
+    """
+    if not devices.together(settings.device) or settings.properties.get("ATTENTION_BACKEND") == "SDPA":
+        where = settings.device if not devices.together(settings.device) else "the SDPA attention backend"
+        raise UsageError(
+            f"{where} has no --prompt-lookup", hint="Leave it out, or use the CPU or one GPU with paged attention."
+        )
+    if settings.sparse or settings.evict_beyond:
+        name = "--sparse" if settings.sparse else "--evict-beyond"
+        raise UsageError(f"--prompt-lookup does not go with {name}", hint="Leave one of them out.")
 
 
 def constrained(grammar: Grammar) -> Any:

@@ -22,11 +22,12 @@ from edge.runtime import canary
 from edge.runtime.canary import Finding
 from edge.runtime.choices import Choices, Kept
 from edge.runtime.context import Policy
-from edge.runtime.engine import Engine
 from edge.runtime.fitting import fitted
+from edge.runtime.interface import LoadedEngine
 from edge.runtime.ladder import label
 from edge.runtime.minding import Answer, Blame, Held, Judge, Judgement, Open
-from edge.runtime.opening import open_model
+from edge.runtime.opening import Load, open_model
+from edge.runtime.remote import RemoteEngine
 from edge.runtime.settings import Settings
 from edge.runtime.stream import Running
 from edge.runtime.watch import Watch
@@ -60,7 +61,7 @@ class Guarded:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: LoadedEngine,
         reopen: Open,
         judge: Judge,
         blame: Blame,
@@ -166,7 +167,7 @@ class Guarded:
             yield answer.ended()
 
     def _once(
-        self, engine: Engine, answer: Answer, conversation: Conversation, sampling: Sampling
+        self, engine: LoadedEngine, answer: Answer, conversation: Conversation, sampling: Sampling
     ) -> Generator[Chunk, None, _Outcome]:
         """One attempt on one engine."""
         try:
@@ -183,7 +184,7 @@ class Guarded:
             return _Outcome.LEFT
 
     def _attempt(
-        self, engine: Engine, answer: Answer, conversation: Conversation, sampling: Sampling
+        self, engine: LoadedEngine, answer: Answer, conversation: Conversation, sampling: Sampling
     ) -> Generator[Chunk, None, _Outcome]:
         kept, notice = fitted(engine, conversation, sampling, self._policy)
         if notice is not None and notice != answer.dropped:
@@ -217,7 +218,7 @@ class Guarded:
         return (yield from self._verdict(engine, answer, last, suspicion))
 
     def _verdict(
-        self, engine: Engine, answer: Answer, last: Chunk | None, suspicion: str | None
+        self, engine: LoadedEngine, answer: Answer, last: Chunk | None, suspicion: str | None
     ) -> Generator[Chunk, None, _Outcome]:
         """An answer has ended, by itself (with `last`) or for the judge; what becomes of it."""
         if self._held.left(engine) and (last is None or last.usage is None or last.usage.finish_reason == "cancelled"):
@@ -256,7 +257,7 @@ class Guarded:
             self._in_peace -= peace
         return peace
 
-    def _begin_judgement(self, engine: Engine) -> bool:
+    def _begin_judgement(self, engine: LoadedEngine) -> bool:
         """Whether the engine is being judged now, or has been found wrong."""
 
         def judged(finding: Finding | None) -> None:
@@ -271,7 +272,7 @@ class Guarded:
                 self._judgement.start()
             return True
 
-    def _begin_late_check(self, engine: Engine) -> Judgement | None:
+    def _begin_late_check(self, engine: LoadedEngine) -> Judgement | None:
         """The check that the opening left for later, begun now; None where it has been."""
         with self._lock:
             late, self._late_check = self._late_check, None
@@ -281,7 +282,7 @@ class Guarded:
             self._judgement.start()
             return self._judgement
 
-    def _judgement_of(self, engine: Engine) -> Judgement | None:
+    def _judgement_of(self, engine: LoadedEngine) -> Judgement | None:
         judgement = self._judgement
         return judgement if judgement is not None and judgement.engine is engine else None
 
@@ -340,11 +341,13 @@ def open_guarded(
     *,
     fallback: bool = True,
     policy: Policy = "trim",
+    load: Load = RemoteEngine.load,
     say: Callable[[str], None] = lambda line: None,
     progress: Progress = lambda stage, done, total: None,
 ) -> Guarded:
     """Open an exported model on a device that computes it rightly, and mind it.
 
+    It is loaded in a process of its own, so that neither its long steps nor a crash are this process's.
     On the CPU numbers that were right at the last start are looked at later (`Guarded.warm_up`), else before anything.
 
     Raises:
@@ -355,10 +358,10 @@ def open_guarded(
     late: Judge | None = None
     first = True
 
-    def judge(engine: Engine) -> Finding | None:
+    def judge(engine: LoadedEngine) -> Finding | None:
         return None if golden is None else canary.quick(engine, golden, golden.lengths)
 
-    def check(engine: Engine) -> Finding:
+    def check(engine: LoadedEngine) -> Finding:
         nonlocal late
         assert golden is not None
         if not first:  # something has failed: more is looked at, and at once
@@ -369,10 +372,10 @@ def open_guarded(
             return Finding(True, None, kept.figures)
         return canary.quick(engine, golden)
 
-    def opened() -> Engine:
+    def opened() -> LoadedEngine:
         return open_model(
-            folder, wanted, fallback=fallback, check=None if golden is None else check, say=say, progress=progress,
-            choices=choices,
+            folder, wanted, fallback=fallback, check=None if golden is None else check, load=load, say=say,
+            progress=progress, choices=choices,
         )  # fmt: skip
 
     def blame(settings: Settings, finding: Finding, wrong: bool) -> None:

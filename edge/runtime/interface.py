@@ -7,7 +7,9 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from edge.manifest import Manifest
 from edge.messages import Chunk, Conversation, Sampling
+from edge.runtime.settings import Settings
 
 
 class ChatEngine(Protocol):
@@ -96,3 +98,18 @@ class Probing(Protocol):
             ContextError: there are more than the pipeline reads.
             DeviceError: the device failed.
         """
+
+
+class LoadedEngine(ChatEngine, Probing, Protocol):
+    """An exported model, loaded; `Engine` is one in this process, `RemoteEngine` one in a process of its own."""
+
+    @property
+    def settings(self) -> Settings:
+        """How it is loaded."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the model says of itself."""
+
+    def encode(self, conversation: Conversation) -> list[int]:
+        """See `Engine.encode`."""

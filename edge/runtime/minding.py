@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from edge.errors import ContextError, DeviceError, ModelError
 from edge.messages import Chunk, Usage
 from edge.runtime.canary import Finding
-from edge.runtime.engine import Engine
+from edge.runtime.interface import LoadedEngine
 from edge.runtime.settings import Settings
 from edge.runtime.stream import POLL_SECONDS
 
-Open = Callable[[], Engine]
+Open = Callable[[], LoadedEngine]
 Blame = Callable[[Settings, Finding, bool], None]
 """Is told of settings that failed, how that showed, and whether it was the numbers; if not, it may pass."""
-Judge = Callable[[Engine], "Finding | None"]
+Judge = Callable[[LoadedEngine], "Finding | None"]
 """Holds an engine that is loaded, and may be answering, against the golden logits; None: it cannot be done."""
 
 
@@ -66,7 +66,7 @@ class Judgement(Beside):
     """
 
     def __init__(
-        self, engine: Engine, judge: Judge, then: Callable[[Finding | None], None], *, late: bool = False
+        self, engine: LoadedEngine, judge: Judge, then: Callable[[Finding | None], None], *, late: bool = False
     ) -> None:
         super().__init__("judging")
         self.engine = engine
@@ -123,7 +123,7 @@ class Held:
         blame: told of each way that is left.
     """
 
-    def __init__(self, engine: Engine, reopen: Open, blame: Blame) -> None:
+    def __init__(self, engine: LoadedEngine, reopen: Open, blame: Blame) -> None:
         self.engine = engine
         """The last one, where it is being replaced."""
         self.closed = False
@@ -136,7 +136,7 @@ class Held:
         self._lock = threading.Lock()  # held for moments
         self._change: _Change | None = None  # None: the engine is there to be asked
 
-    def usable(self, cancelled: threading.Event, *, again: bool = True) -> Engine | None:
+    def usable(self, cancelled: threading.Event, *, again: bool = True) -> LoadedEngine | None:
         """The engine, as soon as there is one to be asked; None if that is no longer wanted.
 
         Args:
@@ -160,12 +160,12 @@ class Held:
                 raise change.error
         return None
 
-    def left(self, engine: Engine) -> bool:
+    def left(self, engine: LoadedEngine) -> bool:
         """Whether `engine` has been replaced, or is just being."""
         # In this order: the new engine is there before the change is over.
         return self._change is not None or self.engine is not engine
 
-    def leave(self, engine: Engine, finding: Finding, why: str, *, wrong: bool) -> None:
+    def leave(self, engine: LoadedEngine, finding: Finding, why: str, *, wrong: bool) -> None:
         """Begin to replace `engine`, unless that has begun.
 
         Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from edge.errors import DeviceError, EdgeError, ModelError, ResourceError
 from edge.manifest import Manifest
@@ -13,11 +13,10 @@ from edge.messages import Progress
 from edge.runtime import devices, ladder
 from edge.runtime import trial as trials
 from edge.runtime.choices import Choices, Kept
+from edge.runtime.interface import LoadedEngine
 from edge.runtime.settings import Settings
 
-if TYPE_CHECKING:
-    from edge.runtime.engine import Engine
-
+Load = Callable[[Path, Settings], LoadedEngine]
 _OF_THE_DEVICE = (DeviceError, ModelError, ResourceError)
 """Faults that another device may not have; others are the user's to mend."""
 _DRIVER = "Update the device's driver, or choose another device."
@@ -40,7 +39,7 @@ class Finding(Protocol):
         """What was measured."""
 
 
-def _load(folder: Path, settings: Settings) -> Engine:
+def _load(folder: Path, settings: Settings) -> LoadedEngine:
     from edge.runtime.engine import Engine
 
     return Engine.load(folder, settings)
@@ -51,15 +50,15 @@ def open_model(
     wanted: Settings,
     *,
     fallback: bool = True,
-    check: Callable[[Engine], Finding] | None = None,
-    load: Callable[[Path, Settings], Engine] = _load,
+    check: Callable[[LoadedEngine], Finding] | None = None,
+    load: Load = _load,
     trial: Callable[..., trials.Outcome] = trials.run,
     say: Callable[[str], None] = lambda line: None,
     progress: Progress = lambda stage, done, total: None,
     present: Callable[[], Sequence[str]] = devices.available,
     choices: Choices | None = None,
     illegal: Callable[[str, Manifest, Path], str | None] = devices.illegal,
-) -> Engine:
+) -> LoadedEngine:
     """Load an exported model, as wanted or in the next way that works.
 
     What a device can do with the model is found out once and kept: at first it is loaded in a process of its own, where
@@ -101,14 +100,14 @@ class _Way:
 
     folder: Path
     fallback: bool
-    check: Callable[[Engine], Finding] | None
-    load: Callable[[Path, Settings], Engine]
+    check: Callable[[LoadedEngine], Finding] | None
+    load: Load
     trial: Callable[..., trials.Outcome]
     say: Callable[[str], None]
     progress: Progress
     choices: Choices
 
-    def down(self, wanted: Settings, ways: Sequence[ladder.Candidate]) -> Engine:
+    def down(self, wanted: Settings, ways: Sequence[ladder.Candidate]) -> LoadedEngine:
         failures: list[tuple[str, EdgeError]] = []
         given_up: set[str] = set()
         before, why = ladder.label(wanted), ""
@@ -132,7 +131,7 @@ class _Way:
         told = "; ".join(f"{way}: {error.message}" for way, error in failures)
         raise DeviceError(f"no device here can run {self.folder}: {told}", hint=failures[-1][1].hint)
 
-    def _open(self, settings: Settings) -> Engine:
+    def _open(self, settings: Settings) -> LoadedEngine:
         """The model loaded so; what comes of it is kept."""
         earlier = self.choices.get(self.folder, settings)
         proven = settings.device == "CPU" if earlier is None else earlier.ok or earlier.loaded
@@ -170,7 +169,7 @@ class _Way:
                 raise _CrashedError(outcome.error.message, hint=outcome.error.hint)
             raise outcome.error
 
-    def _checked(self, engine: Engine, settings: Settings) -> Mapping[str, Any] | None:
+    def _checked(self, engine: LoadedEngine, settings: Settings) -> Mapping[str, Any] | None:
         """Figures of the check, None where there is none; the engine is closed if it does not pass."""
         if self.check is None:
             return None

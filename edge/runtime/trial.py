@@ -95,7 +95,7 @@ def run(
         sentence = f"{settings.device} loaded the model and gave a token"
         return Outcome(True, sentence, seconds, told=answer.get("told"))
     if answer is not None and "error" in answer:
-        error = _rebuilt(answer["error"])
+        error = rebuilt(answer["error"])
         return Outcome(False, error.message, seconds, error)
     if code is None:
         what, lasting, hint = f"was not done in {timeout:,.0f} seconds", False, "Try again when the machine is idle"
@@ -165,7 +165,7 @@ def _answer(out: str) -> dict[str, Any] | None:
     return None
 
 
-def _rebuilt(told: Sequence[str]) -> EdgeError:
+def rebuilt(told: Sequence[str]) -> EdgeError:
     """The child's error again, of its own kind."""
     kind, message, hint = told
     found = getattr(errors, kind, EdgeError)
@@ -195,10 +195,7 @@ def ending(code: int) -> tuple[str, bool]:
 def main() -> None:
     """The child: one question from standard input, one answer to standard output."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets Ctrl-C, too, and decides
-    if sys.platform == "win32":
-        import ctypes
-
-        ctypes.windll.kernel32.SetErrorMode(_ERROR_BITS)
+    show_no_dialogs()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print is no answer
     asked = json.loads(sys.stdin.buffer.readline())
@@ -210,6 +207,14 @@ def main() -> None:
         answer = {"error": [type(error).__name__, error.message, error.hint]}
     print(_ANSWER + json.dumps(answer), file=answers, flush=True)
     os._exit(0)  # the answer is given; some drivers crash while they are taken down
+
+
+def show_no_dialogs() -> None:
+    """Have Windows end this process when it crashes, and not ask anybody first."""
+    if sys.platform == "win32":
+        import ctypes
+
+        ctypes.windll.kernel32.SetErrorMode(_ERROR_BITS)
 
 
 def _end_with_parent() -> None:

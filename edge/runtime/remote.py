@@ -122,8 +122,8 @@ class RemoteEngine:
         samplings.check(sampling)
         with self._running.begin(cancelled, asked=asked) as ended:
             prompt = self._tokens(conversation, ended)
-            if prompt is None:
-                yield _cancelled(0, arrivals)
+            if prompt is None or ended.is_set():
+                yield _cancelled(len(prompt or ()), arrivals)
                 return
             with self._asking("stream", Tokens(tuple(prompt)), sampling, arrivals.started, ended=ended) as answer:
                 while True:

@@ -142,10 +142,12 @@ def load(wanted: Wanted, *, overflow: Policy, remark: Remark = say) -> Guarded:
     Raises:
         EdgeError: it cannot be loaded.
     """
-    from edge.runtime.guarded import open_guarded
+    from edge.runtime import remote
 
     settings = wanted.settings
-    with progress_lines() as progress:
+    with remote.prepared(), progress_lines() as progress:
+        from edge.runtime.guarded import open_guarded  # while the process that was prepared imports its own
+
         engine = open_guarded(
             wanted.folder, settings, fallback=wanted.fallback, policy=overflow, say=remark, progress=progress
         )  # fmt: skip

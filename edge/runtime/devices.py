@@ -41,7 +41,8 @@ def ask(device: str, name: str) -> Any:
 
     place = device.partition(".")[0]
     fact = {"FULL_DEVICE_NAME": "name", f"{place}_DRIVER_VERSION": "driver"}.get(name)
-    if fact is not None and place != "CPU":  # known already, without a driver in this process
+    if fact is not None and (place != "CPU" or sight.cache_info().currsize):
+        # Known already, without a driver in this process. Of the CPU alone nobody need have asked.
         seen = sight().devices
         found = seen.get(device) or next((facts for each, facts in seen.items() if each.startswith(place)), {})
         return found.get(fact)

@@ -45,6 +45,10 @@ def main(load: Callable[[Path, Settings], Engine] | None = None) -> None:
     show_no_dialogs()
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print is no answer
+    if load is None:  # before it is asked: see `remote.prepared`
+        from edge.runtime.pipelines import import_all
+
+        import_all()
     _Host(sys.stdin.buffer, answers).run(load or _load)
 
 

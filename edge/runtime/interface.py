@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from edge.manifest import Manifest
 from edge.messages import Chunk, Conversation, Sampling
 from edge.runtime.settings import Settings
+
+if TYPE_CHECKING:
+    from edge.manifest import Manifest
 
 
 class ChatEngine(Protocol):

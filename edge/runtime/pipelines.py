@@ -68,6 +68,13 @@ class Opened:
     """`num_assistant_tokens` and `max_ngram_size` that every request has to have."""
 
 
+def import_all() -> None:
+    """Import what a pipeline needs, before there is one to be opened."""
+    import openvino_genai  # noqa: F401
+
+    from edge.runtime import engine  # noqa: F401
+
+
 def open_pipeline(folder: Path, settings: Settings, manifest: Manifest) -> Opened:
     """Load the model; what goes wrong is raised as OpenVINO says it."""
     import openvino_genai

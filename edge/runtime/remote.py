@@ -26,11 +26,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import edge
 from edge.errors import DeviceError, EdgeError, ModelError
-from edge.manifest import Manifest
 from edge.messages import Chunk, Conversation, Sampling, Tokens, Usage
 from edge.runtime import sampling as samplings
 from edge.runtime import trial
@@ -38,6 +37,9 @@ from edge.runtime.interface import Probe
 from edge.runtime.metrics import Arrivals
 from edge.runtime.settings import Settings
 from edge.runtime.stream import POLL_SECONDS, Running
+
+if TYPE_CHECKING:
+    from edge.manifest import Manifest
 
 # First of all it is deaf to Ctrl-C, which a terminal sends to it, too; and it finds this very package, whatever the
 # user's own folder holds.
@@ -53,6 +55,32 @@ _KILLED_SECONDS = 10.0  # a driver may hold even what was killed
 _ENCODED, _ENCODED_SECONDS = 16, 10.0
 """Conversations whose tokens are remembered, and how long: a template may write the time."""
 
+_prepared: list[subprocess.Popen[bytes]] = []
+
+
+@contextlib.contextmanager
+def prepared() -> Iterator[None]:
+    """Begin the process of the next engine now: it imports what it needs while this one gets ready to ask."""
+    begun = _begin(COMMAND)
+    _prepared.append(begun)
+    try:
+        yield
+    finally:
+        if begun in _prepared:
+            _prepared.remove(begun)
+            begun.kill()
+            begun.communicate()
+
+
+def _begin(command: Sequence[str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+
+def _next_process() -> subprocess.Popen[bytes]:
+    with contextlib.suppress(IndexError):
+        return _prepared.pop()
+    return _begin(COMMAND)
+
 
 class RemoteEngine:
     """An exported model, loaded in a process of its own. Has what `Engine` has, and may be asked from any thread."""
@@ -65,7 +93,7 @@ class RemoteEngine:
     together: int
     manifest: Manifest
 
-    def __init__(self, folder: Path, settings: Settings, command: Sequence[str] = COMMAND) -> None:
+    def __init__(self, folder: Path, settings: Settings, command: Sequence[str] | None = None) -> None:
         self.settings = settings
         self._numbers = itertools.count(1)
         self._asked: dict[int, _Asked] = {}
@@ -79,7 +107,7 @@ class RemoteEngine:
         self._encoded: OrderedDict[bytes, tuple[float, array[int]]] = OrderedDict()
         self._encoding = threading.Lock()  # of the line above
         self._written_by: list[bytes] | None = None
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._process = _begin(command) if command else _next_process()
         atexit.register(self.close)
         try:
             self._reader = threading.Thread(target=self._read, name="remote reader", daemon=True)

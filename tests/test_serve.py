@@ -124,8 +124,9 @@ class Running:
     def end(self, sent: int) -> tuple[int, str]:
         """Exit code and standard output."""
         self.process.send_signal(sent)
-        out, _ = self.process.communicate(timeout=60)
-        return self.process.returncode, out
+        code = self.process.wait(60)  # not `communicate`, which would take lines away from the thread that reads them
+        assert self.process.stdout is not None
+        return code, self.process.stdout.read()
 
 
 @pytest.fixture

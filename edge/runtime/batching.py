@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -144,6 +145,8 @@ class Batching:
                     self._cache_share = self._pipeline.get_metrics().cache_usage / 100
                 for request in list(self._active):
                     self._after_step(request)
+                # The next step keeps the GIL (GenAI 2026.4.1): whoever was written to would have it a whole step late.
+                time.sleep(0)
             except Exception as error:  # of the device's: all who wait for it hear of it
                 self._fail(error)
 

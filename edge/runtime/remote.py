@@ -108,9 +108,9 @@ class RemoteEngine:
         self._encoding = threading.Lock()  # of the line above
         self._written_by: list[bytes] | None = None
         self._process = _begin(command) if command else _next_process()
+        self._reader = threading.Thread(target=self._read, name="remote reader", daemon=True)
         atexit.register(self.close)
         try:
-            self._reader = threading.Thread(target=self._read, name="remote reader", daemon=True)
             self._reader.start()
             threading.Thread(target=self._write, name="remote writer", daemon=True).start()
             plain = replace(settings, properties=dict(settings.properties))
@@ -179,7 +179,7 @@ class RemoteEngine:
 
     def encode(self, conversation: Conversation) -> list[int]:
         """See `Engine.encode`."""
-        tokens = self._tokens(conversation, threading.Event())
+        tokens = self._tokens(conversation, _NEVER)
         assert tokens is not None
         return tokens
 
@@ -242,6 +242,7 @@ class RemoteEngine:
                     break
                 except subprocess.TimeoutExpired:
                     self._process.kill()
+            self._reader.join(_END_SECONDS)  # or the interpreter may end while it holds a pipe
 
     def _ask(self, what: str, *facts: Any, ended: threading.Event | None = None) -> Any:
         with self._asking(what, *facts, ended=ended) as asked:

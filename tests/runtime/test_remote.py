@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import threading
@@ -537,6 +538,15 @@ class TestThePocketModel:
         with ticking() as gaps:
             usage = list(pocket.stream(LONG, Sampling(temperature=0, max_new_tokens=2)))[-1].usage
         assert usage is not None and usage.ttft_seconds is not None and usage.ttft_seconds > max(gaps) < 0.5
+
+    def test_pieces_are_not_a_step_late(self, pocket: RemoteEngine) -> None:
+        """The step that follows a token keeps the GIL of its process, and with it what has not been sent by then."""
+        started, came = time.perf_counter(), []
+        for chunk in pocket.stream(STORY, Sampling(temperature=0, max_new_tokens=60, ignore_eos=True)):
+            came += [time.perf_counter() - started] * len(chunk.token_ids)
+        assert chunk.usage is not None and chunk.usage.tpot_seconds is not None and len(came) == 60
+        late = [here - there for here, there in zip(came, chunk.usage.token_seconds, strict=True)]
+        assert statistics.median(late) < chunk.usage.tpot_seconds / 2
 
     def test_a_cancel_while_a_long_prompt_is_read(self, pocket: RemoteEngine) -> None:
         event = threading.Event()

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from edge import __version__
+from edge.commands.ask import ask
 from edge.commands.canary import canary
 from edge.commands.chat import chat, ui
 from edge.commands.devices import devices
@@ -46,7 +47,7 @@ def cli() -> None:
     """
 
 
-for command in (export, verify, chat, ui, devices, plan, canary, reference, parity, doctor):
+for command in (export, verify, chat, ask, ui, devices, plan, canary, reference, parity, doctor):
     cli.add_command(command)
 
 

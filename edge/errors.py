@@ -13,6 +13,7 @@
     ├── VerificationError          an export whose proof failed; nothing was kept
     ├── ModelError                 a folder that holds no exported model, or a damaged one
     ├── DeviceError                a device that is not there or cannot run the model
+    ├── DocumentError              a file whose text cannot be read
     ├── ContextError               a prompt longer than the model can read
     └── MissingExtraError          an optional package that is not installed
 
@@ -88,6 +89,10 @@ class DeviceError(EdgeError):
 
 class ContextError(EdgeError):
     """A prompt longer than the model can read."""
+
+
+class DocumentError(EdgeError):
+    """A file whose text cannot be read."""
 
 
 class MissingExtraError(EdgeError):

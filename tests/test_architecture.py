@@ -23,9 +23,10 @@ ARROWS = {
     "export": {"model"},
     "tools": set(),
     "runtime": {"tools"},
-    "ui": {"runtime"},
+    "documents": set(),
+    "ui": {"runtime", "documents"},
     "report": set(),
-    "cli": {"model", "export", "runtime", "tools", "ui", "report"},
+    "cli": {"model", "export", "runtime", "tools", "ui", "report", "documents"},
 }
 # heavy package → the only files that may import it
 ONLY = {
@@ -35,6 +36,9 @@ ONLY = {
     "openvino_telemetry": set(),
     "torch": {"runtime/reference.py", "runtime/greedy.py"},  # the extra "reference"
     "gradio": {"ui/web.py"},
+    "pypdf": {"documents/pdf.py"},
+    "docx": {"documents/office.py"},
+    "pptx": {"documents/office.py"},
 }
 
 

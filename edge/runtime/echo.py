@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 
 from edge.errors import UsageError
 from edge.messages import Chunk, Conversation, Sampling
@@ -33,13 +33,16 @@ class EchoEngine:
         self.context_length = context_length
         self.max_prompt: int | None = None
         self.opens_thought = False
+        self.together = 1
         self.cache_share: float | None = None
         self._seconds_per_token = seconds_per_token
         self._prefill_seconds = prefill_seconds
         self._lock = threading.Lock()
         self._running = Running()
 
-    def stream(self, conversation: Conversation, sampling: Sampling) -> Generator[Chunk, None, None]:
+    def stream(
+        self, conversation: Conversation, sampling: Sampling, cancelled: threading.Event | None = None
+    ) -> Generator[Chunk, None, None]:
         """See `ChatEngine.stream`."""
         started = time.perf_counter()
         samplings.check(sampling)
@@ -60,7 +63,7 @@ class EchoEngine:
                 if not write([token]):
                     return
 
-        with self._running.begin() as cancelled:
+        with self._running.begin(cancelled) as ended:
             yield from stream_tokens(
                 produce,
                 decode=lambda ids: "".join(map(chr, ids)),
@@ -68,7 +71,7 @@ class EchoEngine:
                 stop_ids=frozenset({STOP_ID}),
                 stop=sampling.stop,
                 lock=self._lock,
-                cancelled=cancelled,
+                cancelled=ended,
                 started=started,
             )
 
@@ -81,6 +84,10 @@ class EchoEngine:
         if isinstance(conversation, str):
             return len(conversation)
         return sum(len(message.content) for message in conversation)
+
+    def token_bytes(self, token_ids: Sequence[int]) -> list[bytes]:
+        """Of each character."""
+        return [chr(token).encode() for token in token_ids]
 
     def warm_up(self) -> None:
         """Nothing to warm."""

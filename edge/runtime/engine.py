@@ -43,6 +43,7 @@ class Engine:
         self._together = opened.together
         self._turn: Turn = threading.Lock() if opened.together == 1 else threading.Semaphore(opened.together)
         self._running = Running()
+        self._written_by: dict[int, bytes] | None = None
         self._closing = threading.Lock()
         self._template = Template(str(self._tokenizer.chat_template))
         self._step_tokens = opened.step_tokens
@@ -85,14 +86,16 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def stream(self, conversation: Conversation, sampling: Sampling) -> Generator[Chunk, None, None]:
+    def stream(
+        self, conversation: Conversation, sampling: Sampling, cancelled: threading.Event | None = None
+    ) -> Generator[Chunk, None, None]:
         """Answer a conversation piece by piece; see `ChatEngine.stream`.
 
         `Usage.completion_tokens` counts what the model computed: the stop token too, where it ended so.
         """
         started = time.perf_counter()
         samplings.check(sampling)
-        with self._running.begin() as cancelled:
+        with self._running.begin(cancelled) as ended:
             prompt = self.encode(conversation)
             reading = Reading(len(prompt), step_tokens=self._step_tokens)
             config = self._config(sampling, self._room(reading.tokens, sampling.max_new_tokens))
@@ -103,7 +106,7 @@ class Engine:
                 stop_ids=self._stop_ids,
                 stop=sampling.stop,
                 lock=self._turn,
-                cancelled=cancelled,
+                cancelled=ended,
                 started=started,
             )
 
@@ -114,6 +117,17 @@ class Engine:
     def count_tokens(self, conversation: Conversation) -> int:
         """Tokens of the conversation as the model would read it; see `ChatEngine.count_tokens`."""
         return len(self.encode(conversation))
+
+    def token_bytes(self, token_ids: Sequence[int]) -> list[bytes]:
+        """See `ChatEngine.token_bytes`."""
+        if self._written_by is None:
+            self._written_by = {number: bytes(text) for text, number in self._open_tokenizer().get_vocab().items()}
+        return [self._written_by.get(token, b"") for token in token_ids]
+
+    @property
+    def together(self) -> int:
+        """See `ChatEngine.together`."""
+        return self._together
 
     @property
     def opens_thought(self) -> bool:

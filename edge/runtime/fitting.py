@@ -36,9 +36,14 @@ def fitted(
     return now.messages, dropped_sentence(now.dropped_turns, engine.max_prompt or engine.context_length)
 
 
+def prompt_room(engine: ChatEngine, max_new_tokens: int | None = None) -> int:
+    """Tokens that a prompt may have so that there is room for the answer: see `answer_reserve`."""
+    return engine.max_prompt or engine.context_length - answer_reserve(engine.context_length, max_new_tokens)
+
+
 def _fit(engine: ChatEngine, messages: Sequence[Message], sampling: Sampling, policy: Policy) -> Fitted:
     reserve = answer_reserve(engine.context_length, sampling.max_new_tokens)
-    room = engine.max_prompt or engine.context_length - reserve
+    room = prompt_room(engine, sampling.max_new_tokens)
     try:
         return fit(messages, engine.count_tokens, room + reserve, reserve, policy=policy)
     except ContextError:

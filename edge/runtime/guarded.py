@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
 from edge import golden as goldens
@@ -99,9 +99,23 @@ class Guarded:
         return self._held.engine.context_length
 
     @property
+    def model_context(self) -> int:
+        """Longest prompt plus answer that the model was made for, in tokens, however it is loaded."""
+        return self._held.engine.manifest.architecture.context_length
+
+    @property
     def max_prompt(self) -> int | None:
         """See `ChatEngine.max_prompt`."""
         return self._held.engine.max_prompt
+
+    @property
+    def together(self) -> int:
+        """See `ChatEngine.together`."""
+        return self._held.engine.together
+
+    def token_bytes(self, token_ids: Sequence[int]) -> list[bytes]:
+        """See `ChatEngine.token_bytes`."""
+        return self._held.engine.token_bytes(token_ids)
 
     @property
     def opens_thought(self) -> bool:
@@ -113,7 +127,9 @@ class Guarded:
         """See `ChatEngine.cache_share`."""
         return self._held.engine.cache_share
 
-    def stream(self, conversation: Conversation, sampling: Sampling) -> Generator[Chunk, None, None]:
+    def stream(
+        self, conversation: Conversation, sampling: Sampling, cancelled: threading.Event | None = None
+    ) -> Generator[Chunk, None, None]:
         """See `ChatEngine.stream`. Of what was dropped and what was changed, chunks with a notice tell.
 
         What follows a chunk with `restart` takes the place of what came before it.
@@ -121,9 +137,9 @@ class Guarded:
         Raises:
             EdgeError: also why the model could not be opened again, where the device had to be left.
         """
-        with self._running.begin() as cancelled:
-            answer = Answer(cancelled, watched=not self._left_in_peace())
-            engine = self._held.usable(cancelled)
+        with self._running.begin(cancelled) as ended:
+            answer = Answer(ended, watched=not self._left_in_peace())
+            engine = self._held.usable(ended)
             if engine is not None:
                 self._begin_late_check(engine)
                 if self._held.untold:
@@ -133,7 +149,7 @@ class Guarded:
                 outcome = yield from self._once(engine, answer, conversation, sampling)
                 if outcome is _Outcome.DONE:
                     return
-                before, engine = engine, self._held.usable(cancelled, again=False)
+                before, engine = engine, self._held.usable(ended, again=False)
                 if engine is before:
                     notice = f"{self.device} was checked and computes right. From the beginning:"
                     yield Chunk("", notice=notice, restart=True)
@@ -170,7 +186,7 @@ class Guarded:
         answer.begin(len(ids))
         watch = Watch(ids) if answer.watched else None
         suspicion, since, last = None, 0, None
-        with contextlib.closing(engine.stream(kept, sampling)) as chunks:
+        with contextlib.closing(engine.stream(kept, sampling, answer.cancelled)) as chunks:
             for chunk in chunks:
                 answer.tokens += len(chunk.token_ids)
                 reason = watch.push(chunk.token_ids) if watch is not None else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -39,10 +40,17 @@ class ChatEngine(Protocol):
     def cache_share(self) -> float | None:
         """How much of the KV cache was taken after the last step, 0 to 1; None where that is not told."""
 
-    def stream(self, conversation: Conversation, sampling: Sampling) -> Generator[Chunk, None, None]:
+    @property
+    def together(self) -> int:
+        """Answers that are made at once; one more waits."""
+
+    def stream(
+        self, conversation: Conversation, sampling: Sampling, cancelled: threading.Event | None = None
+    ) -> Generator[Chunk, None, None]:
         """Answer a conversation, or go on with a text, piece by piece; the last chunk carries the usage.
 
-        Closing the iterator early ends the generation, as does `cancel`.
+        Closing the iterator early ends the generation, as do `cancel` and setting `cancelled`, which may be done from
+        any thread, also while the prompt is still being read.
 
         Raises:
             ContextError: the conversation leaves no room for an answer.
@@ -55,6 +63,9 @@ class ChatEngine(Protocol):
 
     def count_tokens(self, conversation: Conversation) -> int:
         """Tokens of the conversation as the model would read it, the opening of the answer included."""
+
+    def token_bytes(self, token_ids: Sequence[int]) -> list[bytes]:
+        """What each token writes; a character may take several of them."""
 
     def warm_up(self) -> None:
         """Pay now for what the first inference costs once. Returns when it is paid."""

@@ -125,6 +125,17 @@ def stream_tokens(
         cancelled.set()
 
 
+class Linked(threading.Event):
+    """Is also set where another is; setting it leaves the other alone. To be looked at, not waited for."""
+
+    def __init__(self, outer: threading.Event | None) -> None:
+        super().__init__()
+        self._outer = outer
+
+    def is_set(self) -> bool:
+        return super().is_set() or (self._outer is not None and self._outer.is_set())
+
+
 class Running:
     """The streams of one engine that have begun and not ended, so that they can be cancelled from outside."""
 
@@ -134,9 +145,9 @@ class Running:
         self._shut = False
 
     @contextlib.contextmanager
-    def begin(self) -> Iterator[threading.Event]:
-        """The event that cancels one stream, for as long as the stream is there."""
-        event = threading.Event()
+    def begin(self, outer: threading.Event | None = None) -> Iterator[threading.Event]:
+        """The event that cancels one stream, for as long as the stream is there; `outer` cancels it, too."""
+        event = Linked(outer)
         self._events.add(event)
         if self._shut:  # looked at after adding, so that none slips between
             event.set()

@@ -37,7 +37,7 @@ class ReaderGone(Exception):  # noqa: N818 - nobody's fault: `| head -1` has rea
     """Whoever read our stdout has closed it."""
 
 
-def read_prompt(stream: BinaryIO | None = None) -> str:
+def read_prompt(stream: BinaryIO | None = None, command: str = "chat") -> str:
     """All of piped stdin as one prompt.
 
     UTF-8, as files are; else what the system's locale says, as Windows' own commands write.
@@ -53,7 +53,9 @@ def read_prompt(stream: BinaryIO | None = None) -> str:
         text = data.decode(locale.getpreferredencoding(False), errors="replace")
     text = text.replace("\r\n", "\n").strip()
     if not text:
-        raise UsageError("the input is empty", hint='Pipe in a question: echo "Why is the sky blue?" | glm4-edge chat')
+        raise UsageError(
+            "the input is empty", hint=f'Pipe in a question: echo "Why is the sky blue?" | glm4-edge {command}'
+        )
     return text
 
 

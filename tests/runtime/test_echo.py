@@ -65,3 +65,20 @@ def test_cancel_ends_the_running_stream_and_the_waiting_one() -> None:
     for thread in threads:
         thread.join(timeout=10)
     assert reasons == ["cancelled", "cancelled"]
+
+
+def test_one_of_two_is_cancelled_from_outside_also_while_its_prompt_is_read() -> None:
+    engine, gone = EchoEngine(seconds_per_token=0.01, prefill_seconds=0.5), threading.Event()
+    ends: list[Usage | None] = []
+
+    def ask_until(cancelled: threading.Event | None) -> None:
+        ends.append(list(engine.stream([Message("user", "hello")], Sampling(), cancelled))[-1].usage)
+
+    one = threading.Thread(target=ask_until, args=(gone,))
+    one.start()
+    begun = time.perf_counter()
+    threading.Timer(0.05, gone.set).start()
+    one.join(10)
+    assert time.perf_counter() - begun < 0.4
+    ask_until(None)
+    assert [usage and usage.finish_reason for usage in ends] == ["cancelled", "stop"]

@@ -46,7 +46,9 @@ class Told:
         self.read: Conversation = []
         self.closed = False
 
-    def stream(self, conversation: Conversation, sampling: Sampling) -> Iterator[Chunk]:
+    def stream(
+        self, conversation: Conversation, sampling: Sampling, cancelled: threading.Event | None = None
+    ) -> Iterator[Chunk]:
         assert not self.closed
         self.read = conversation if isinstance(conversation, str) else list(conversation)
         yield from self.chunks
@@ -83,7 +85,9 @@ class Working(Told):
         self.running, self.turn = Running(), threading.Semaphore(together)
         self.begun = 0
 
-    def stream(self, conversation: Conversation, sampling: Sampling) -> Iterator[Chunk]:
+    def stream(
+        self, conversation: Conversation, sampling: Sampling, cancelled: threading.Event | None = None
+    ) -> Iterator[Chunk]:
         prompt = self.encode(conversation)
         assert not isinstance(conversation, str)
         question = conversation[-1].content
@@ -97,10 +101,10 @@ class Working(Told):
                 if not write([token]):
                     return
 
-        with self.running.begin() as cancelled:
+        with self.running.begin(cancelled) as ended:
             yield from stream_tokens(
                 produce, decode=lambda ids: "".join(map(chr, ids)), reading=Reading(len(prompt)),
-                stop_ids=frozenset({33}), stop=(), lock=self.turn, cancelled=cancelled, started=time.perf_counter(),
+                stop_ids=frozenset({33}), stop=(), lock=self.turn, cancelled=ended, started=time.perf_counter(),
             )  # fmt: skip
 
     def probe(self) -> None:

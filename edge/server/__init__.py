@@ -1,0 +1,1 @@
+"""The OpenAI-compatible server. The only importer of fastapi, uvicorn and prometheus_client."""

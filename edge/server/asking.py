@@ -1,0 +1,157 @@
+"""What a request comes to: the answers to make, and how. Knows no HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from edge.messages import Conversation, Sampling
+from edge.npu import check_prompt
+from edge.runtime import sampling as samplings
+from edge.runtime.context import room_for_answer
+from edge.runtime.interface import ChatEngine
+from edge.server.faults import RefusedError
+from edge.server.protocol import COMPLETION_TOKENS, ChatRequest, CompletionRequest
+from edge.tools.constrain import Demand, demand
+from edge.tools.render import conversation, legacy
+
+_SEEDS = 2**32
+
+
+@dataclass(frozen=True)
+class Part:
+    """One answer to make."""
+
+    conversation: Conversation
+    sampling: Sampling
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request, understood and found to fit into the context."""
+
+    parts: tuple[Part, ...]
+    """Those of one prompt side by side."""
+    n: int
+    """Answers to each prompt."""
+    demand: Demand | None
+    """Of a chat; None: text that is gone on with."""
+    opened: bool = False
+    """Every answer begins inside a thought."""
+    functions: bool = False
+    """Calls are told as they were before tools."""
+    echo: tuple[str, ...] = ()
+    """What stands before each prompt's answers."""
+
+
+def check_model(asked: str | None, loaded: str) -> None:
+    """Refuse another model than the one that is loaded.
+
+    Raises:
+        RefusedError: with status 404.
+    """
+    if asked is not None and asked != loaded:
+        raise RefusedError(
+            f"there is no model {asked!r} here", hint=f"The model is {loaded!r}.", param="model",
+            code="model_not_found", status=404,
+        )  # fmt: skip
+
+
+def chat(engine: ChatEngine, request: ChatRequest) -> Asked:
+    """Understand a chat.
+
+    Raises:
+        EdgeError: it makes no sense, or does not fit into the context.
+    """
+    messages = [message.model_dump(exclude_none=True) for message in request.messages]
+    _check_names(messages)
+    tools = [tool.model_dump(exclude_none=True) for tool in request.tools or ()]
+    choice: Any = _plain(request.tool_choice)
+    if request.functions is not None:
+        tools = legacy([function.model_dump(exclude_none=True) for function in request.functions])
+        choice = _plain(request.function_call)
+        choice = {"type": "function", "function": choice} if isinstance(choice, Mapping) else choice
+    wanted = demand(
+        tools, choice, parallel=request.parallel_tool_calls is not False and request.functions is None,
+        response_format=_plain(request.response_format), opened=engine.opens_thought,
+    )  # fmt: skip
+    turns = conversation(messages, wanted.tools)
+    sampling = replace(
+        _sampling(request, request.max_completion_tokens or request.max_tokens, bool(request.logprobs)),
+        grammar=wanted.grammar,
+        keep_special=bool(wanted.tools) or engine.opens_thought,
+    )
+    _check(engine, turns, sampling)
+    n = request.n or 1
+    parts = tuple(Part(turns, each) for each in _several(sampling, n))
+    return Asked(parts, n, wanted, engine.opens_thought, request.functions is not None)
+
+
+def completion(engine: ChatEngine, request: CompletionRequest) -> Asked:
+    """Understand text to be gone on with.
+
+    Raises:
+        EdgeError: it makes no sense, or does not fit into the context.
+    """
+    sampling = _sampling(request, request.max_tokens or COMPLETION_TOKENS, request.logprobs is not None)
+    for prompt in request.prompts:
+        _check(engine, prompt, sampling)
+    n = request.n or 1
+    parts = tuple(Part(prompt, each) for prompt in request.prompts for each in _several(sampling, n))
+    return Asked(parts, n, None, echo=tuple(request.prompts) if request.echo else ())
+
+
+def _sampling(request: ChatRequest | CompletionRequest, max_new_tokens: int | None, log_probs: bool) -> Sampling:
+    stop = request.stop
+    return Sampling(
+        temperature=request.temperature, top_p=request.top_p, top_k=request.top_k,
+        repetition_penalty=request.repetition_penalty, presence_penalty=request.presence_penalty,
+        frequency_penalty=request.frequency_penalty, log_probs=log_probs, max_new_tokens=max_new_tokens,
+        seed=None if request.seed is None else request.seed % _SEEDS,
+        stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
+    )  # fmt: skip
+
+
+def _several(sampling: Sampling, n: int) -> list[Sampling]:
+    """One for each answer: the same seed would make them the same."""
+    if sampling.seed is None:
+        return [sampling] * n
+    return [replace(sampling, seed=(sampling.seed + i) % _SEEDS) for i in range(n)]
+
+
+def _check(engine: ChatEngine, asked: Conversation, sampling: Sampling) -> None:
+    """What the engine would refuse later, when an answer has begun."""
+    samplings.check(sampling)
+    if sampling.log_probs and engine.together == 1:
+        raise RefusedError(
+            f"logprobs are not to be had on {engine.device}", hint="Ask without them.", param="logprobs",
+            code="unsupported_value",
+        )  # fmt: skip
+    tokens = engine.count_tokens(asked)
+    if not tokens:
+        raise RefusedError("there is nothing to read", hint="Write something.", code="invalid_value")
+    if engine.max_prompt is not None:
+        check_prompt(tokens, engine.max_prompt)
+    room_for_answer(tokens, engine.context_length, sampling.max_new_tokens)
+
+
+def _check_names(messages: Sequence[Mapping[str, Any]]) -> None:
+    """A result that names a function names the one that was called."""
+    called = {
+        call["id"]: call["function"]["name"] for message in messages for call in message.get("tool_calls", ())
+    }  # fmt: skip
+    for number, message in enumerate(messages):
+        if message["role"] == "tool" and "name" in message:
+            name = called.get(message["tool_call_id"], message["name"])
+            if name != message["name"]:
+                raise RefusedError(
+                    f"the result of the call {message['tool_call_id']!r} is named {message['name']!r}",
+                    hint=f"The function that was called is {name!r}.", param=f"messages[{number}].name",
+                    code="invalid_value",
+                )  # fmt: skip
+
+
+def _plain(value: Any) -> Any:
+    """A model as plain values; what is none stays."""
+    return value.model_dump(exclude_none=True, by_alias=True) if hasattr(value, "model_dump") else value

@@ -16,13 +16,14 @@ import click
 from edge import __version__
 from edge.commands.ask import ask
 from edge.commands.canary import canary
-from edge.commands.chat import chat, ui
+from edge.commands.chat import chat
 from edge.commands.devices import devices
 from edge.commands.doctor import doctor
 from edge.commands.export import export
 from edge.commands.parity import parity
 from edge.commands.plan import plan
 from edge.commands.reference import reference
+from edge.commands.ui import ui
 from edge.commands.verify import verify
 from edge.errors import EdgeError
 from edge.report import say

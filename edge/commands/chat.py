@@ -1,9 +1,8 @@
-"""`glm4-edge chat` and `glm4-edge ui`: the ways to talk to a model."""
+"""`glm4-edge chat`: talk to a model in the terminal."""
 
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -123,36 +122,6 @@ def chat(model: str, system: str | None, stop: tuple[str, ...], **options: Any) 
         else:
             engine.warm_up()  # its check beside the answer would make a token round otherwise
             terminal.answer_once(engine, prompt, sampling=asked, system=system)
-
-
-@click.command()
-@click.argument("model", default="pocket")
-@click.option("--port", type=click.IntRange(1, 65535), help="Left out, the first free one from 7860.")
-@_sampling_options
-def ui(model: str, port: int | None, system: str | None, stop: tuple[str, ...], **options: Any) -> None:
-    """Talk to MODEL in the browser, on this machine alone.
-
-    Needs the extra 'ui': pip install "glm4-edge[ui]". Prints the page's address; Ctrl-C ends it.
-
-    \b
-    Examples:
-      glm4-edge ui pocket
-      glm4-edge ui ./glm4-int4 --port 8000 --temperature 0.6
-    """
-    from edge.messages import Sampling
-    from edge.runtime import sampling as samplings
-    from edge.ui import web
-
-    web.require()
-    web.check_port(port)
-    asked = Sampling(stop=stop, **_taken(options, Sampling))
-    samplings.check(asked)
-    remarks: list[str] = []
-    with _loaded(model, read=lambda: None, remarks=remarks, **options) as (engine, _):
-        click.echo(web.serve(web.build(engine, asked, system, "\n\n".join(remarks)), port=port))
-        say("Ctrl-C ends it.")
-        while True:  # in pieces: Windows does not interrupt one long wait
-            time.sleep(1)
 
 
 def _taken(options: dict[str, Any], kind: type) -> dict[str, Any]:

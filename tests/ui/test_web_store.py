@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -131,11 +132,13 @@ def test_many_threads_of_two_stores_lose_nothing(tmp_path: Path) -> None:
     stores = [Store(tmp_path), Store(tmp_path)]
     talk = begun(stores[0])
 
+    def add(turn: Turn, talk: Talk) -> None:
+        talk.turns.append(turn)
+
     def work(number: int) -> None:
         for i in range(10):
-            stores[number % 2].change(
-                talk.id, lambda talk: talk.turns.append(Turn(role="user", content=f"{number}.{i}"))
-            )
+            turn = Turn(role="user", content=f"{number}.{i}")
+            stores[number % 2].change(talk.id, partial(add, turn))
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
     for thread in threads:

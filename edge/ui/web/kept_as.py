@@ -6,6 +6,7 @@ import json
 import re
 from datetime import datetime, timezone
 
+from edge.documents.wrap import wrap
 from edge.runtime.context import FORMAT
 from edge.ui.web.talk import Talk, Turn
 
@@ -45,7 +46,7 @@ def as_json(talk: Talk, model: str) -> str:
     messages: list[dict[str, str]] = []
     for turn in talk.turns:
         if turn.role == "user":
-            messages.append({"role": "user", "content": with_documents(turn)})
+            messages.append({"role": "user", "content": _question(turn)})
             continue
         for step in turn.steps:
             said = "\n".join(part for part in (step.before, f"{step.name}\n{step.arguments}") if part)
@@ -56,8 +57,7 @@ def as_json(talk: Talk, model: str) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
-def with_documents(turn: Turn) -> str:
-    """A question as the model reads it: the files first, each under its name."""
-    files = [f"[file name]: {document.name}\n[file content begin]\n{document.text}\n[file content end]"
-             for document in turn.documents]  # fmt: skip
-    return "\n\n".join([*files, turn.content])
+def _question(turn: Turn) -> str:
+    """As the model reads it, the files with it."""
+    return turn.asked or (wrap([(each.name, each.text) for each in turn.documents], turn.content)
+                          if turn.documents else turn.content)  # fmt: skip

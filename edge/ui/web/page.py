@@ -1,219 +1,268 @@
-"""A small chat in the browser. The only importer of gradio."""
+"""The page: what stands where, and what happens on it."""
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
-import os
-import queue
-import re
-import socket
-import threading
-from collections.abc import Generator, Iterator
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-from edge.errors import EdgeError, MissingExtraError, UsageError
-from edge.messages import Chunk, Message, Sampling
-from edge.runtime.interface import ChatEngine
+import gradio
 
-_HOST = "127.0.0.1"
-_POLL_SECONDS = 0.05
-_VISITORS = 8  # answered at once, as many as the engine makes; it lets others wait itself
-_STOPPED = "*(stopped)*"
-# Fenced, indented and inline code, the last fence perhaps not closed yet: Markdown shows what is in it as it is.
-_CODE = re.compile(
-    r"(^```.*?(?:^```|\Z)|(?:\A|(?<=\n\n))(?:(?: {4}|\t)[^\n]*\n?)+|(`+)(?!`).+?(?<!`)\2(?!`))", re.S | re.M
-)
+from edge.errors import EdgeError
+from edge.ui.web import compare, controls, shown, words
+from edge.ui.web.answering import Job, sentence
+from edge.ui.web.desk import Desk
+from edge.ui.web.serving import translations
+from edge.ui.web.store import ChangedError
+from edge.ui.web.talk import Document, Talk
 
-
-def require() -> None:
-    """Find out early, before a model is loaded, whether gradio is there.
-
-    Raises:
-        MissingExtraError: it is not.
-    """
-    if importlib.util.find_spec("gradio") is None:
-        raise MissingExtraError("gradio", "ui")
+_PART = "edge.mount('{}', {{element, server, trigger, watch, upload, props}}) /* {} */"
 
 
-def check_port(port: int | None) -> None:
-    """Find out early whether the port can be had.
-
-    Raises:
-        UsageError: it is taken.
-    """
-    if port is None:
-        return
-    with socket.socket() as probe:
-        if os.name != "nt":  # as the server does it: what a server that ended left behind is no hindrance
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((_HOST, port))
-        except OSError as error:
-            raise _taken(port) from error
+def build(desk: Desk) -> Any:
+    """The page, a `gradio.Blocks`. Conversations are kept and answered by the desk; a tab only looks on."""
+    return _Page(desk).blocks()
 
 
-def build(engine: ChatEngine, sampling: Sampling, system: str | None, remark: str | None = None) -> Any:
-    """The page, a `gradio.Blocks`: one conversation for each visitor, answers streamed, a stop button.
+class _Page:
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._views: dict[str, str] = {}  # tab → what it shows now; who follows an answer for an older view ends
 
-    A message that is refused leaves the conversation as it was and goes back into its field. `remark` is a line below
-    the title.
-    """
-    require()
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read on import: gradio reports usage to its makers otherwise
-    import gradio
+    def blocks(self) -> Any:
+        desk, say = self._desk, translations()
 
-    running: dict[str, threading.Event] = {}
+        def pulse(asked: Any) -> Any:
+            return desk.pulse(asked)
 
-    def warm_up() -> None:
-        with contextlib.suppress(EdgeError):  # the first answer meets the same fault, and says it
-            engine.warm_up()
+        def act(wanted: Any) -> Any:
+            return desk.act(wanted)
 
-    threading.Thread(target=warm_up, name="warm-up").start()  # while the visitor types
+        def read(asked: Any) -> Any:
+            return self._read(asked)
 
-    def answer(text: str, told: list[dict[str, str]], request: gradio.Request) -> Iterator[tuple[Any, ...]]:
-        if not text.strip():
-            yield gradio.skip(), gradio.skip(), gradio.skip()
+        with gradio.Blocks(title="glm4-edge", analytics_enabled=False, fill_height=True, fill_width=True) as page:
+            state = gradio.State(None)
+            with gradio.Row(elem_id="edge-frame"):
+                with gradio.Column(elem_id="edge-rail"):
+                    rail = gradio.HTML(
+                        {"open": "", "revision": None, "following": False}, html_template="<div></div>",
+                        js_on_load=_PART.format("rail", "select input expand collapse"), apply_default_css=False,
+                        server_functions=[pulse, act, read],
+                    )  # fmt: skip
+                with gradio.Column(elem_id="edge-main"):
+                    _part("bar")
+                    _part("first")
+                    with gradio.Column(elem_id="edge-talk"):
+                        chat = gradio.Chatbot(
+                            show_label=False, label=say("conversation"), container=False, buttons=["copy", "copy_all"],
+                            feedback_options=None, allow_file_downloads=False, editable="user", layout="bubble",
+                            latex_delimiters=shown.LATEX, allow_tags=False, elem_id="edge-chat",
+                            placeholder="<div id='edge-welcome'></div>",
+                        )  # fmt: skip
+                        chips = gradio.HTML([], html_template="<div></div>", apply_default_css=False,
+                                            js_on_load=_PART.format("chips", "change"))  # fmt: skip
+                        field = gradio.Textbox(
+                            show_label=False, label=say("message"), container=False, placeholder=say("placeholder"),
+                            autofocus=True, submit_btn=True, max_lines=8, elem_id="edge-field",
+                        )  # fmt: skip
+                    with gradio.Column(elem_id="edge-compare"):
+                        lists = compare.build(desk, say)
+                with gradio.Column(elem_id="edge-side"):
+                    _part("panel")
+                    knobs = controls.build(say)
+            view = [state, chat, field, rail]
+            everything = [*view, *knobs.all]
+            quiet = {"show_progress": "hidden", "api_visibility": "private"}
+
+            page.load(self._load, None, everything, **quiet)
+            rail.select(self._select, state, everything, **quiet)
+            rail.input(self._refresh, state, everything, **quiet)
+            rail.expand(lists.refresh, None, lists.outputs, **quiet)
+            rail.collapse(lists.close, None, None, **quiet)
+            field.submit(self._send, [field, chips, state], [*view, chips], show_progress="hidden", api_name="chat")
+            field.stop(self._stop, state, None, queue=False, api_name="stop", api_visibility="undocumented")
+            chat.retry(self._retry, state, view, **quiet)
+            chat.edit(self._edit, state, view, **quiet)
+            chat.undo(self._undo, state, view, **quiet)
+            chat.clear(self._new, state, everything, **quiet)
+            for knob in knobs.all:
+                event = knob.input if hasattr(knob, "input") else knob.change
+                event(self._settle, [state, *knobs.all], [state, rail, *knobs.all],
+                      trigger_mode="always_last", **quiet)  # fmt: skip
+            page.unload(self._left)
+        self._knobs = knobs
+        return page
+
+    # What a tab shows
+
+    def _load(self, request: gradio.Request) -> Iterator[Any]:
+        yield from self._open(str(request.query_params.get("c") or ""), request)
+
+    def _select(self, state: Talk | None, event: gradio.EventData, request: gradio.Request) -> Iterator[Any]:
+        yield from self._open(str(event._data.get("id") or ""), request)
+
+    def _refresh(self, state: Talk | None, request: gradio.Request) -> Iterator[Any]:
+        yield from self._open("" if state is None else state.id, request)
+
+    def _new(self, state: Talk | None, request: gradio.Request) -> Iterator[Any]:
+        yield from self._open("", request)
+
+    def _open(self, name: str, request: gradio.Request) -> Iterator[Any]:
+        """Show a conversation, a new one without a name, and follow it if it is being answered."""
+        mine, skips = self._look(request), [gradio.skip()] * len(self._knobs.all)
+        talk = None
+        if name:
+            try:
+                talk = self._desk.store.get(name)
+            except EdgeError as error:
+                gradio.Warning(shown.text(sentence(error)))
+        talk = talk or self._desk.store.new(self._desk.settings)
+        job, knobs = self._desk.answers.job(talk.id), controls.updates(talk.settings)
+        if job is None:
+            yield [*self._whole(talk, request), *knobs]
             return
-        busy = gradio.Textbox("", interactive=False, submit_btn=False, stop_btn=True)
-        asked = [*told, {"role": "user", "content": text}]
-        yield told, _shown(asked), busy
-        messages = [Message("system", system)] if system else []
-        messages += [Message(turn["role"], turn["content"]) for turn in asked]  # type: ignore[arg-type]
-        visitor, stopped, said, cut = request.session_hash or "", threading.Event(), "", False
-        running[visitor] = stopped
-        try:
-            for chunk in _until(stopped, engine.stream(messages, sampling)):
-                if chunk.notice:
-                    gradio.Info(_shown_text(chunk.notice), duration=None)
-                said = chunk.text if chunk.restart else said + chunk.text
-                yield told, _shown([*asked, {"role": "assistant", "content": said}]), gradio.skip()
-            cut = stopped.is_set()
-            refused = cut and not said
-        except EdgeError as error:
-            gradio.Warning(_shown_text(f"{error.message[:1].upper()}{error.message[1:]}. {error.hint}"), duration=None)
-            refused = True
-        finally:
-            stopped.set()  # also where the visitor has left
-            running.pop(visitor, None)
-        if not refused:
-            told = [*asked, {"role": "assistant", "content": said, **({"stopped": "yes"} if cut else {})}]
-        back = gradio.Textbox(text if refused else "", interactive=True, submit_btn=True, stop_btn=False)
-        yield told, _shown(told), back
+        for each in self._follow(job, request, mine):
+            yield [*each, *knobs]
+            knobs = skips
 
-    def stop(request: gradio.Request) -> None:
-        if (stopped := running.get(request.session_hash or "")) is not None:
-            stopped.set()
+    def _whole(self, talk: Talk, request: gradio.Request, typed: str | None = None) -> list[Any]:
+        """A conversation in which nothing is under way."""
+        messages, _ = shown.messages(talk, None, _words(request))
+        field = gradio.Textbox(submit_btn=True, stop_btn=False, **({} if typed is None else {"value": typed}))
+        return [talk, messages, field, _rail(talk)]
 
-    def undo(told: list[dict[str, str]]) -> tuple[Any, ...]:
-        return told[:-2], _shown(told[:-2]), told[-2]["content"] if told else ""
+    def _follow(self, job: Job, request: gradio.Request, mine: str) -> Iterator[list[Any]]:
+        said, first, before = _words(request), True, None
+        for turn in job.follow():
+            if self._views.get(request.session_hash or "") != mine:
+                return
+            if turn == before:
+                continue
+            before = turn
+            messages, _ = shown.messages(job.talk, turn, said)
+            if first:
+                field = gradio.Textbox(submit_btn=False, stop_btn=True)
+                yield [job.talk, messages, field, _rail(job.talk, following=True)]
+            else:
+                yield [gradio.skip(), messages, gradio.skip(), gradio.skip()]
+            first = False
+        if self._views.get(request.session_hash or "") == mine:
+            try:
+                yield self._whole(self._desk.store.get(job.talk.id), request)
+            except EdgeError as error:
+                gradio.Warning(shown.text(sentence(error)))
+                yield self._whole(self._desk.store.new(self._desk.settings), request)
 
-    for function in (answer, stop):  # gradio looks there for who asks, and would find a string
-        function.__annotations__["request"] = gradio.Request
-    with gradio.Blocks(title="glm4-edge", analytics_enabled=False, fill_height=True) as page:
-        gradio.Markdown(f"# glm4-edge\n{engine.name} on {engine.device}")
-        if remark:
-            gradio.Markdown(_shown_text(remark))
-        told = gradio.State([])
-        shown = gradio.Chatbot(
-            show_label=False, scale=1, buttons=["copy", "copy_all"], feedback_options=None, allow_file_downloads=False
-        )
-        field = gradio.Textbox(
-            show_label=False,
-            container=False,
-            placeholder="Write a message …",
-            autofocus=True,
-            submit_btn=True,
-            max_lines=6,
-        )
-        outputs = [told, shown, field]
-        field.submit(
-            answer, [field, told], outputs, api_name="chat", concurrency_limit=_VISITORS, show_progress="hidden"
-        )
-        field.stop(stop, queue=False, api_name="stop", api_visibility="undocumented")
-        shown.undo(undo, told, outputs, queue=False, api_visibility="private")
-        shown.retry(undo, told, outputs, queue=False, api_visibility="private").then(
-            answer, [field, told], outputs, api_visibility="private", concurrency_limit=_VISITORS,
-            show_progress="hidden",
-        )  # fmt: skip
-        shown.clear(list, None, told, queue=False, api_visibility="private")
-    return page
+    def _look(self, request: gradio.Request) -> str:
+        self._views[request.session_hash or ""] = mine = uuid.uuid4().hex
+        return mine
 
+    def _left(self, request: gradio.Request) -> None:
+        self._views.pop(request.session_hash or "", None)
 
-def serve(page: Any, *, port: int | None) -> str:
-    """Serve the page on this machine alone, from a thread, and return its address.
+    # What is done to a conversation
 
-    `port` None takes the first free one from 7860.
-
-    Raises:
-        UsageError: the port is taken.
-    """
-    import gradio
-
-    theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-    try:
-        _, address, _ = page.launch(
-            server_name=_HOST, server_port=port, share=False, quiet=True, theme=theme, prevent_thread_lock=True,
-            footer_links=[], ssr_mode=False, show_error=True,
-        )  # fmt: skip
-    except OSError as error:
-        raise _taken(port) from error
-    return str(address)
-
-
-def _taken(port: int | None) -> UsageError:
-    return UsageError(f"port {port or '7860 to 7959'} is taken", hint="Name another with --port, or end what uses it.")
-
-
-def _until(stopped: threading.Event, chunks: Generator[Chunk, None, None]) -> Iterator[Chunk]:
-    """The chunks until there are no more or `stopped` is set: then at once, also while the prompt is being read."""
-    came: queue.SimpleQueue[Chunk | EdgeError | None] = queue.SimpleQueue()
-
-    def work() -> None:
-        end: EdgeError | None = None
-        try:
-            with contextlib.closing(chunks):
-                for chunk in chunks:
-                    came.put(chunk)
-                    if stopped.is_set():
-                        break
-        except EdgeError as error:
-            end = error
-        finally:
-            came.put(end)
-
-    threading.Thread(target=work, name="answer").start()
-    while not stopped.is_set():
-        try:
-            event = came.get(timeout=_POLL_SECONDS)
-        except queue.Empty:
-            continue
-        if event is None:
+    def _send(self, text: str, chips: Any, state: Talk | None, request: gradio.Request) -> Iterator[list[Any]]:
+        keys = [str(chip.get("key")) for chip in chips or [] if isinstance(chip, dict) and chip.get("key")]
+        if not text.strip() and not keys:
+            yield [gradio.skip()] * 5
             return
-        if isinstance(event, EdgeError):
-            raise event
-        yield event
+        talk = state or self._desk.store.new(self._desk.settings)
+        try:
+            documents = self._desk.take(keys)
+            steps = self._begin(talk, text.strip(), documents, request)
+        except EdgeError as error:
+            gradio.Warning(shown.text(sentence(error)), duration=None)
+            yield [*[gradio.skip()] * 2, gradio.Textbox(text), gradio.skip(), gradio.skip()]
+            return
+        empty: Any = ""
+        for each in steps:
+            if empty is not None:
+                each[2] = gradio.Textbox("", submit_btn=False, stop_btn=True)
+            yield [*each, [] if empty is not None else gradio.skip()]
+            empty = None
+
+    def _begin(self, talk: Talk, text: str, documents: list[Document], request: gradio.Request) -> Iterator[list[Any]]:
+        job = self._desk.answers.begin(talk, text, documents)
+        return self._follow(job, request, self._look(request))
+
+    def _stop(self, state: Talk | None) -> None:
+        if state is not None and (job := self._desk.answers.job(state.id)) is not None:
+            job.stop()
+
+    def _retry(self, state: Talk | None, event: gradio.RetryData, request: gradio.Request) -> Iterator[list[Any]]:
+        yield from self._again(state, event.index, None, request)
+
+    def _edit(self, state: Talk | None, event: gradio.EditData, request: gradio.Request) -> Iterator[list[Any]]:
+        yield from self._again(state, event.index, event.value, request)
+
+    def _again(self, state: Talk | None, index: Any, text: Any, request: gradio.Request) -> Iterator[list[Any]]:
+        """Ask the question at a message again, in other words if there are some."""
+        try:
+            talk, question = self._cut(state, index, request)
+            steps = self._begin(talk, question.content if text is None else str(text), question.documents, request)
+        except EdgeError as error:
+            yield from self._refused(error, state, request)
+            return
+        yield from steps
+
+    def _undo(self, state: Talk | None, event: gradio.UndoData, request: gradio.Request) -> Iterator[list[Any]]:
+        try:
+            talk, question = self._cut(state, event.index, request)
+        except EdgeError as error:
+            yield from self._refused(error, state, request)
+            return
+        yield self._whole(talk, request, typed=question.content)
+
+    def _cut(self, state: Talk | None, index: Any, request: gradio.Request) -> Any:
+        assert state is not None
+        self._desk.answers.idle(state.id)
+        _, places = shown.messages(state, None, _words(request))
+        place = index[0] if isinstance(index, list | tuple) else index
+        turn = places[min(int(place), len(places) - 1)]
+        return self._desk.store.change(state.id, lambda talk: talk.cut(turn), seen=state.revision)
+
+    def _refused(self, error: EdgeError, state: Talk | None, request: gradio.Request) -> Iterator[list[Any]]:
+        said = _words(request)["other tab"] if isinstance(error, ChangedError) else sentence(error)
+        gradio.Warning(shown.text(said))
+        for each in self._open("" if state is None else state.id, request):
+            yield each[:4]
+
+    def _settle(self, state: Talk | None, *values: Any) -> list[Any]:
+        """Keep what the knobs say with the conversation."""
+        talk = state or self._desk.store.new(self._desk.settings)
+        try:
+            settings = controls.settings(talk.settings, values)
+            if talk.turns:
+                talk, _ = self._desk.store.change(
+                    talk.id, lambda talk: setattr(talk, "settings", settings), touch=False
+                )
+            else:
+                talk.settings = settings
+        except EdgeError as error:
+            gradio.Warning(shown.text(sentence(error)))
+            return [gradio.skip()] * (2 + len(values))
+        return [talk, _rail(talk), *controls.after(settings, values)]
+
+    def _read(self, asked: Any) -> dict[str, Any]:
+        """A file that the page has uploaded; no other may be read."""
+        path = Path(str((asked or {}).get("path"))).resolve()
+        if not path.is_relative_to(Path(gradio.utils.get_upload_folder()).resolve()) or not path.is_file():
+            return {"error": "This file was not uploaded. Drop it again."}
+        return self._desk.read(path, str((asked or {}).get("name") or path.name)[:200])
 
 
-def _shown(told: list[dict[str, str]]) -> list[dict[str, str]]:
-    """The conversation as the page has it: a stopped answer bears a mark."""
-    return [
-        {
-            "role": turn["role"],
-            "content": "\n\n".join([_shown_text(turn["content"]), *([_STOPPED] if "stopped" in turn else [])]),
-        }
-        for turn in told
-    ]
+def _part(name: str) -> None:
+    """A place that the page's own script fills."""
+    gradio.HTML("", html_template="<div></div>", js_on_load=_PART.format(name, ""), apply_default_css=False,
+                elem_id=f"edge-{name}")  # fmt: skip
 
 
-def _shown_text(text: str) -> str:
-    """Markdown that shows HTML as it was written, instead of obeying it."""
-    pieces, place = [], 0
-    for code in _CODE.finditer(text):
-        pieces += [_escaped(text[place : code.start()]), code[0]]
-        place = code.end()
-    return "".join([*pieces, _escaped(text[place:])])
+def _rail(talk: Talk, *, following: bool = False) -> dict[str, Any]:
+    return {"open": talk.id if talk.turns else "", "revision": talk.revision, "following": following}
 
 
-def _escaped(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;")
+def _words(request: gradio.Request) -> Mapping[str, str]:
+    return words.preferred(request.headers.get("accept-language"))

@@ -7,6 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from edge.documents import document as documents
+from edge.documents.document import Unit
 from edge.errors import UsageError
 from edge.messages import Sampling
 
@@ -43,13 +45,17 @@ class Figures(_Kept):
 
 
 class Document(_Kept):
-    """A file that questions are asked about."""
+    """A file that questions are asked about: its text, and what `edge.documents` knows of it."""
 
     name: str
     text: str
     tokens: int
-    note: str = ""
-    """What was left out of it."""
+    unit: Unit = "line"
+    marks: list[int] = Field(default_factory=lambda: [0])
+
+    def read(self) -> documents.Document:
+        """As it was read from the file."""
+        return documents.Document(self.name, self.text, self.unit, tuple(self.marks))
 
 
 class Turn(_Kept):
@@ -65,6 +71,8 @@ class Turn(_Kept):
     figures: Figures | None = None
     documents: list[Document] = Field(default_factory=list)
     """Of a question: what was dropped with it."""
+    asked: str = ""
+    """Of such a question: what the model reads, with the files or what of them fits."""
 
 
 class Settings(_Kept):
@@ -107,12 +115,12 @@ class Talk(_Kept):
         """Whether the last turn is an answer that was begun and not ended."""
         return bool(self.turns) and self.turns[-1].ending == "partial"
 
-    def ask(self, text: str, documents: list[Document] | None = None) -> None:
+    def ask(self, text: str, files: list[Document] | None = None) -> None:
         """Add a question, and the answer that begins."""
-        self.turns.append(Turn(role="user", content=text, documents=documents or []))
+        self.turns.append(Turn(role="user", content=text, documents=files or []))
         self.turns.append(Turn(role="assistant", ending="partial"))
         if not self.named and not self.title:
-            self.title = title_from(text) or (documents[0].name if documents else "")
+            self.title = title_from(text) or (files[0].name if files else "")
 
     def cut(self, index: int) -> Turn:
         """Take away the question that turn `index` is or answers, and all that follows; the question comes back.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +17,7 @@ from edge.runtime.echo import EchoEngine
 from edge.ui.web.desk import Desk
 from edge.ui.web.host import StoppedError
 from edge.ui.web.talk import Settings
+from tests.ui import browser as browsers
 
 COST = {
     "download": {"bytes": 93_000_000, "from": "PyPI", "free_bytes": 90e9},
@@ -97,3 +99,30 @@ def make_desk(tmp_path: Path) -> Iterator[MakeDesk]:
     yield make
     for desk in desks:
         desk.close()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browsers.Browser]:
+    """A headless Chromium; its screenshots go where `browsers.SHOTS_VARIABLE` says."""
+    shots = os.environ.get(browsers.SHOTS_VARIABLE)
+    yield from browsers.run(Path(shots) if shots else tmp_path_factory.mktemp("shots"))
+
+
+Serve = Callable[[Desk], str]
+
+
+@pytest.fixture
+def serve(make_desk: MakeDesk) -> Iterator[Serve]:
+    """Serves a desk's page, and gives its address."""
+    pytest.importorskip("gradio")
+    from edge.ui.web import page, serving
+
+    pages: list[Any] = []
+
+    def start(desk: Desk) -> str:
+        pages.append(page.build(desk))
+        return serving.serve(pages[-1], port=None)
+
+    yield start
+    for built in pages:
+        built.close(verbose=False)

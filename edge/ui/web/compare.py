@@ -80,7 +80,10 @@ def build(desk: Desk, say: Any) -> Lists:
                 sides.append((model, device, figures, answer))
     (left, right) = sides
 
-    def run(text: str, *chosen: Any, request: gradio.Request) -> Iterator[list[Any]]:
+    def run(
+        text: str, model: Any, device: Any, other: Any, elsewhere: Any, request: gradio.Request
+    ) -> Iterator[list[Any]]:
+        chosen = [model, device, other, elsewhere]
         said = words.preferred(request.headers.get("accept-language"))
         if not text.strip() or not all(chosen):
             return

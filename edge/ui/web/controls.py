@@ -82,7 +82,7 @@ def settings(before: Settings, values: Sequence[Any]) -> Settings:
 def after(settings: Settings, values: Sequence[Any]) -> list[Any]:
     """What has to change in the knobs that said `values`; what is being typed in is left alone."""
     return [
-        gradio.skip() if now == shown or (not now and not shown) else now
+        gradio.skip() if now == shown or (now in ("", None) and shown in ("", None)) else now
         for now, shown in zip(updates(settings), values, strict=True)
     ]
 

@@ -64,7 +64,7 @@
   const tell = () => { if (edge.last) for (const listener of listeners) listener(edge.last); };
   edge.field = () => document.querySelector("#edge-field textarea");
 
-  let asking = false, words_ = "";
+  let asking = false, words_ = "", born = null;
   edge.ask = async () => {
     if (asking || !parts.rail) return;
     asking = true;
@@ -72,6 +72,11 @@
     try {
       edge.last = await edge.server().pulse({ words: words_, open: value.open });
       edge.lost = false;
+      if (born && born !== edge.last.born) {  // the program was started again, and knows this tab no more
+        sessionStorage.setItem("edge-draft", edge.field()?.value || "");
+        return location.reload();
+      }
+      born = edge.last.born;
       const open = edge.last.open, now = parts.rail.props.value || {};
       if (now.open && open.id === now.open && now.open === value.open && !now.following && !value.following
           && open.revision !== null && (open.revision > now.revision || open.busy))
@@ -86,7 +91,9 @@
     if (first && document.body.dataset.edgeView !== "first") edge.view("first");
     if (!first && (document.body.dataset.edgeView ?? "first") === "first") {
       edge.view("chat");
-      edge.field()?.focus();
+      const field = edge.field(), draft = sessionStorage.getItem("edge-draft");
+      if (field && draft) { field.value = draft; field.dispatchEvent(new Event("input")); sessionStorage.removeItem("edge-draft"); }
+      field?.focus();
     }
     tell();
   };

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 from typing import Any
 
 from edge.errors import EdgeError, UsageError
@@ -12,6 +13,8 @@ from edge.ui.web.host import Host
 from edge.ui.web.store import Store
 
 _MOST_ENTRIES = 300
+_BORN = uuid.uuid4().hex
+"""Of this program: a tab that has known another begins anew, and finds everything as it was."""
 
 
 def pulse(host: Host, store: Store, answers: Answers, asked: dict[str, Any], remarks: list[str]) -> dict[str, Any]:
@@ -38,6 +41,7 @@ def pulse(host: Host, store: Store, answers: Answers, asked: dict[str, Any], rem
         except EdgeError:
             revision = None
     return {
+        "born": _BORN,
         "entries": entries,
         "open": {"id": shown, "revision": revision, "busy": shown in running},
         "host": host.state(),

@@ -23,6 +23,7 @@ from edge.commands.export import export
 from edge.commands.parity import parity
 from edge.commands.plan import plan
 from edge.commands.reference import reference
+from edge.commands.serve import serve
 from edge.commands.ui import ui
 from edge.commands.verify import verify
 from edge.errors import EdgeError
@@ -48,7 +49,7 @@ def cli() -> None:
     """
 
 
-for command in (export, verify, chat, ask, ui, devices, plan, canary, reference, parity, doctor):
+for command in (export, verify, chat, ask, ui, serve, devices, plan, canary, reference, parity, doctor):
     cli.add_command(command)
 
 

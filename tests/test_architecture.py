@@ -25,8 +25,9 @@ ARROWS = {
     "runtime": {"tools"},
     "documents": set(),
     "ui": {"runtime", "documents", "tools"},
+    "server": {"runtime", "tools"},
     "report": set(),
-    "cli": {"model", "export", "runtime", "tools", "ui", "report", "documents"},
+    "cli": {"model", "export", "runtime", "tools", "ui", "server", "report", "documents"},
 }
 # heavy package → the only files that may import it
 ONLY = {
@@ -39,6 +40,10 @@ ONLY = {
     "pypdf": {"documents/pdf.py"},
     "docx": {"documents/office.py"},
     "pptx": {"documents/office.py"},
+    "fastapi": {"server/app.py"},  # the extra "serve", as are the next
+    "starlette": {"server/app.py", "server/desk.py", "server/doors.py", "server/sending.py"},
+    "uvicorn": {"server/run.py"},
+    "prometheus_client": {"server/numbers.py"},
 }
 
 

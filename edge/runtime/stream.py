@@ -133,6 +133,7 @@ class Linked(threading.Event):
         self._outer = outer
 
     def is_set(self) -> bool:
+        """Whether either is."""
         return super().is_set() or (self._outer is not None and self._outer.is_set())
 
 

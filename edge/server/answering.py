@@ -23,6 +23,7 @@ from edge.server.replies import ChatCompletion, Completion, TokenLogprob
 from edge.tools.answer import Event, Parsed, TextDelta
 from edge.tools.parse import Parser
 
+_THOUGHT_ENDS = "</think>"
 _LEAST_LOGPROB = -9999.0  # what OpenAI writes for none at all
 
 
@@ -182,13 +183,13 @@ class _Plain:
 def _one(engine: ChatEngine, asked: Asked, index: int, cancelled: threading.Event) -> Generator[Happening, None, None]:
     part = asked.parts[index]
     enough = Linked(cancelled)
-    reader, tokens = _reader(asked), _Tokens(engine)
+    reader, tokens = _reader(asked), _Tokens(engine, wanted=part.sampling.log_probs)
     with contextlib.closing(engine.stream(part.conversation, part.sampling, enough)) as chunks:
         for chunk in chunks:
             if chunk.notice:
                 yield Notice(chunk.notice)
             if chunk.restart:
-                reader, tokens = _reader(asked), _Tokens(engine)
+                reader, tokens = _reader(asked), _Tokens(engine, wanted=part.sampling.log_probs)
                 yield Void(index)
             if not reader.done:
                 events = reader.push(chunk.text)
@@ -216,15 +217,18 @@ def _reader(asked: Asked) -> _Reader:
 class _Tokens:
     """Which tokens wrote the content: those since the last piece of a thought or a call."""
 
-    def __init__(self, engine: ChatEngine) -> None:
+    def __init__(self, engine: ChatEngine, *, wanted: bool) -> None:
+        self._wanted = wanted
         self.all: list[TokenLogprob] = []
         self._engine = engine
         self._undecided: list[TokenLogprob] = []
 
     def of(self, chunk: Chunk, events: list[Event], *, over: bool) -> tuple[TokenLogprob, ...]:
         """Those that are certain to be of the content by now."""
-        if chunk.log_probs:
+        if self._wanted:  # an engine may give them, or zeros, unasked
             self._undecided += self._read(chunk)
+        if _THOUGHT_ENDS in chunk.text and not any(isinstance(event, TextDelta) for event in events):
+            self._undecided = []  # it is a token of its own
         if not self._undecided or not (events or over):
             return ()
         fresh, self._undecided = self._undecided, []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import traceback
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import ValidationError
@@ -14,6 +16,7 @@ from edge.server.replies import Fault, Faulty
 _TAGS = {"string", "array", "mode", "named", "builtin"}
 _FIRST = ("json_invalid", "union_tag_invalid", "union_tag_not_found", "none_required", "literal_error", "too_long")
 _SHOWN = 80
+log = logging.getLogger("edge.server")
 Asked = TypeVar("Asked", bound=Model)
 
 
@@ -89,6 +92,12 @@ def describe(error: BaseException) -> tuple[int, Faulty, int | None]:
     return status, Faulty(error=Fault(message=message, type=kind, param=param, code=code)), retry
 
 
+def log_fault(error: BaseException, *, with_message: bool) -> None:
+    """Where something went wrong that should not have; its message, which may have a prompt in it, only if asked."""
+    where = "".join(traceback.format_tb(error.__traceback__))
+    log.error("%s%s\n%s", type(error).__name__, f": {error}" if with_message else "", where)
+
+
 def _explain(error: ValidationError, body: bytes | str) -> NoReturn:
     found = error.errors(include_url=False)
     each = min(found, key=lambda one: _FIRST.index(one["type"]) if one["type"] in _FIRST else len(_FIRST))
@@ -104,15 +113,17 @@ def _explain(error: ValidationError, body: bytes | str) -> NoReturn:
         raise RefusedError(f"{path} is not known here", param=path, code="unknown_parameter",
                       hint="The page /docs has all parameters.")  # fmt: skip
     if kind in ("union_tag_invalid", "union_tag_not_found"):
-        named = context["discriminator"].strip("'")
-        told = f"{path}.{named} is {context['tag']!r}" if "tag" in context else f"{path} has no {named}"
-        known = context.get("expected_tags", "").replace("'", "")
-        raise RefusedError(told, param=f"{path}.{named}", code="invalid_value",
-                      hint=f"It can be {known}." if known else f"Give it a {named}.")  # fmt: skip
+        path = f"{path}.{context['discriminator']}".replace("'", "")
+        if "tag" not in context:
+            kind = "missing"
+        else:
+            known = context["expected_tags"].replace("'", "")
+            raise RefusedError(f"{path} is {context['tag']!r}", param=path, code="invalid_value",
+                               hint=f"It can be {known}.")  # fmt: skip
     if field == "type" and path.startswith("messages[") and kind == "literal_error":
         raise RefusedError(f"{path} is {value}: this model reads text alone", param=path, code="unsupported_value",
                       hint="Send parts of the type text.")  # fmt: skip
-    if field in UNSUPPORTED and kind != "missing":
+    if field in UNSUPPORTED and kind != "missing" and (field != "name" or kind == "none_required"):
         raise RefusedError(f"{path} cannot be {value}: {UNSUPPORTED[field]}", param=path, code="unsupported_value",
                       hint="Leave it out.")  # fmt: skip
     if field == "prompt" and (kind == "string_type" or "string" not in kind) and _ids(each["input"]):

@@ -41,14 +41,14 @@ class TokenLogprob(Reply):
     token: str
     logprob: float
     bytes: list[int] | None
-    top_logprobs: list[Any] = []
+    top_logprobs: list[Any]
 
 
 class Logprobs(Reply):
     """Of the content."""
 
     content: list[TokenLogprob]
-    refusal: None = None
+    refusal: None
 
 
 class CalledFunction(Reply):
@@ -90,7 +90,7 @@ class ChatCompletion(Reply):
     """A whole answer to a chat."""
 
     id: str
-    object: Literal["chat.completion"] = "chat.completion"
+    object: Literal["chat.completion"]
     created: int
     model: str
     system_fingerprint: str
@@ -172,9 +172,9 @@ class ModelCard(Reply):
     """A model that is served."""
 
     id: str
-    object: Literal["model"] = "model"
+    object: Literal["model"]
     created: int
-    owned_by: str = "glm4-edge"
+    owned_by: str
     context_length: int
     """Longest prompt plus answer, in tokens. Not OpenAI's."""
 
@@ -182,7 +182,7 @@ class ModelCard(Reply):
 class ModelList(Reply):
     """All of them."""
 
-    object: Literal["list"] = "list"
+    object: Literal["list"]
     data: list[ModelCard]
 
 

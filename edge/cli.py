@@ -15,6 +15,7 @@ import click
 
 from edge import __version__
 from edge.commands.ask import ask
+from edge.commands.batch import batch
 from edge.commands.canary import canary
 from edge.commands.chat import chat
 from edge.commands.devices import devices
@@ -49,7 +50,7 @@ def cli() -> None:
     """
 
 
-for command in (export, verify, chat, ask, ui, serve, devices, plan, canary, reference, parity, doctor):
+for command in (export, verify, chat, ask, batch, ui, serve, devices, plan, canary, reference, parity, doctor):
     cli.add_command(command)
 
 

@@ -24,10 +24,11 @@ ARROWS = {
     "tools": set(),
     "runtime": {"tools"},
     "documents": set(),
+    "server": {"runtime", "tools", "documents"},
+    "batch": {"server", "runtime"},
     "ui": {"runtime", "documents", "tools"},
-    "server": {"runtime", "tools"},
     "report": set(),
-    "cli": {"model", "export", "runtime", "tools", "ui", "server", "report", "documents"},
+    "cli": {"model", "export", "runtime", "tools", "ui", "report", "documents", "server", "batch"},
 }
 # heavy package → the only files that may import it
 ONLY = {

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     help="Of files that do not fit, read the passages nearest to the question; say what is left out.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print answer, usage, files and what was left out as JSON.")
-@_sampling_options
+@partial(_sampling_options, turns=False)
 def ask(
     question: str | None, files: tuple[str, ...], model: str, window: bool, as_json: bool, system: str | None,
     stop: tuple[str, ...], **options: Any,
@@ -82,24 +82,13 @@ def ask(
 
     with _loaded(model, read=read, overflow="refuse", **options) as (engine, said):
         assert said is not None
-        prompt = prepared(
-            engine,
-            documents,
-            said,
-            asked,
-            system,
-            windowed=window,
-            way_out=partial(_way_out, model, engine.model_context),
-        )
+        way_out = partial(_way_out, model, engine.manifest.architecture.context_length)
+        prompt = prepared(engine, documents, said, asked, system, windowed=window, way_out=way_out)
         engine.warm_up()
         if as_json:
             click.echo(json.dumps(_answered(engine, prompt, asked, system), indent=2, ensure_ascii=False))
         else:
             terminal.answer_once(engine, prompt.text, sampling=asked, system=system)
-
-
-# One question outgrows nothing: it fits, or --window makes it fit.
-ask.params[:] = [param for param in ask.params if param.name != "overflow"]
 
 
 def _question(given: str | None) -> str:
@@ -142,7 +131,7 @@ def prepared(
         ContextError: it does not fit and `windowed` is false, or not even a part of it does.
     """
     from edge.documents import window
-    from edge.runtime.context import answer_reserve
+    from edge.runtime.context import answer_reserve, context_for
     from edge.runtime.fitting import prompt_room
 
     def count(text: str) -> int:
@@ -159,10 +148,11 @@ def prepared(
     if prompt.tokens <= room:
         return prompt
     if not windowed:
+        needed = context_for(prompt.tokens, sampling.max_new_tokens)
         raise ContextError(
             f"the question and its {_many(len(documents), 'file')} have {prompt.tokens:,} tokens, and {room:,} fit "
             f"into a context of {engine.context_length:,} that keeps {reserve:,} for the answer",
-            hint=f"--window reads the passages nearest to the question. {way_out(prompt.tokens + reserve)}",
+            hint=f"--window reads the passages nearest to the question. {way_out(needed)}",
         )
     prompt = window.window(documents, question, count, room)
     for file in prompt.files:

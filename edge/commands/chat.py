@@ -12,15 +12,24 @@ import click
 
 from edge.commands import loading
 from edge.commands.loading import DEVICE_OPTIONS
-from edge.report import say
 
 if TYPE_CHECKING:
     from edge.runtime.context import Policy
     from edge.runtime.guarded import Guarded
 
 
-def _sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that say how tokens are drawn; the same for every way to talk to a model."""
+def _sampling_options(command: Callable[..., Any], *, turns: bool = True) -> Callable[..., Any]:
+    """The options that say how tokens are drawn; the same for every way to talk to a model.
+
+    Without `turns`, there is no conversation that could outgrow the context, and no option for that.
+    """
+    overflow = click.option(
+        "--overflow",
+        type=click.Choice(["trim", "refuse"]),
+        default="trim",
+        show_default=True,
+        help="Of a conversation that outgrows the context: drop the oldest turns, or refuse the question.",
+    )
     options = (
         click.option("--temperature", type=float, help="0 always takes the likeliest token; higher is more varied."),
         click.option("--top-p", type=float, help="Draw from the likeliest tokens with this share of probability."),
@@ -31,13 +40,7 @@ def _sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--stop", multiple=True, help="A text that ends the answer; may be given several times."),
         click.option("--system", help="System prompt; left out, the model's chat template decides."),
         *DEVICE_OPTIONS,
-        click.option(
-            "--overflow",
-            type=click.Choice(["trim", "refuse"]),
-            default="trim",
-            show_default=True,
-            help="Of a conversation that outgrows the context: drop the oldest turns, or refuse the question.",
-        ),
+        *([overflow] if turns else []),
         click.option("--yes", is_flag=True, help="Export a model that is not exported yet without asking."),
     )
     for option in reversed(options):
@@ -92,18 +95,9 @@ def _taken(options: dict[str, Any], kind: type) -> dict[str, Any]:
 
 @contextmanager
 def _loaded(
-    model: str, *, read: Callable[[], str | None], overflow: Policy, remarks: list[str] | None = None, **options: Any
+    model: str, *, read: Callable[[], str | None], overflow: Policy, **options: Any
 ) -> Iterator[tuple[Guarded, str | None]]:
-    """The model on the device, and the piped prompt if there is one: bad input is met before the loading.
-
-    What is said on the way, why another device was taken for one, is also put into `remarks`.
-    """
+    """The model on the device, and the piped prompt if there is one: bad input is met before the loading."""
     wanted = loading.look(model, read=read, **options)
-
-    def remark(line: str) -> None:
-        say(line)
-        if remarks is not None:
-            remarks.append(line)
-
-    with loading.load(wanted, overflow=overflow, remark=remark) as engine:
+    with loading.load(wanted, overflow=overflow) as engine:
         yield engine, wanted.prompt

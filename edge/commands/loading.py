@@ -97,7 +97,7 @@ def look(
             f"--evict-beyond {evict_beyond} has no effect in a context of {context} tokens",
             hint="Name fewer tokens to keep than the context has, or leave it out.",
         )
-    _check_model(model)
+    check_model(model)
     if rehearse:
         say(f"This is a rehearsal {REHEARSED}: it shows the fixed shapes, and is slow.")
     properties = {} if kv_precision is None else {"KV_CACHE_PRECISION": kv_precision}
@@ -109,7 +109,7 @@ def look(
     if named != devices.AUTO and no_fallback and not rehearse:
         devices.resolve(device)  # before a question is read or a model exported
     prompt = read()
-    folder = _exported(model, _exported_for(named, rehearse), yes=yes, interactive=sys.stdin.isatty())
+    folder = _exported(model, exported_for(named, rehearse), yes=yes, interactive=sys.stdin.isatty())
     if kv_precision is not None and named == devices.AUTO:
         # The devices it may fall back to keep a cache in all that this one does.
         first = _automatic(folder)
@@ -144,7 +144,7 @@ def load(wanted: Wanted, *, overflow: Policy, remark: Remark = say) -> Guarded:
     return engine
 
 
-def _exported_for(named: str, rehearse: bool) -> str:
+def exported_for(named: str, rehearse: bool) -> str:
     """The device that a model not exported yet is exported for: the wanted one if it is here."""
     from edge.runtime import devices
 
@@ -165,7 +165,7 @@ def _automatic(folder: Path) -> str:
     return devices.resolve(devices.AUTO, lambda: present, Manifest.read(folder), Choices().failed(folder, present))
 
 
-def _check_model(model: str) -> None:
+def check_model(model: str) -> None:
     """Refuse what is neither exported nor can be: before a question is read."""
     from edge.manifest import Manifest
 

@@ -8,16 +8,19 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edge.commands.chat import _check_model, _exported_for, _loaded
+from edge.commands import loading
 from edge.commands.export import default_folder, is_exported
 from edge.commands.named import is_name, target_for
 from edge.errors import EdgeError, OutputError
 from edge.manifest import Manifest
 from edge.messages import Progress
 from edge.model import pocket
+from edge.report import say as say_on_stderr
+from edge.runtime.context import Policy
 from edge.runtime.interface import ChatEngine
 from edge.ui.web.host import StoppedError
 
@@ -28,7 +31,7 @@ class _Checked(Exception):  # noqa: N818
     """Nothing was wrong with what was asked for."""
 
 
-def check(model: str | None, **options: Any) -> None:
+def check(model: str | None, *, overflow: Policy, **options: Any) -> None:
     """Meet what cannot be before a page is served.
 
     Raises:
@@ -38,20 +41,19 @@ def check(model: str | None, **options: Any) -> None:
     def stop() -> None:
         raise _Checked
 
-    with contextlib.suppress(_Checked), _loaded(model or pocket.NAME, read=stop, **options):
-        pass
+    with contextlib.suppress(_Checked):
+        loading.look(model or pocket.NAME, read=stop, **options)
 
 
 class Loader:
     """The page's `Backend`.
 
     Args:
-        options: of `_loaded`, as the command line has them.
+        options: of `loading.look` and `loading.load`, as the command line has them.
     """
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self._options = dict(options)
-        self._loaded: dict[int, contextlib.AbstractContextManager[Any]] = {}  # the end of each closes its engine
 
     def made(self) -> list[tuple[str, Path]]:
         """See `Backend.made`."""
@@ -66,7 +68,7 @@ class Loader:
 
     def find(self, model: str) -> Path | None:
         """See `Backend.find`."""
-        _check_model(model)
+        loading.check_model(model)
         if not is_name(model):
             return Path(model).expanduser()
         folder = self._place(model)
@@ -84,19 +86,10 @@ class Loader:
         """See `Backend.open`."""
         progress(folder.name, 0, 0)
         options = {**self._options, **({} if device is None else {"device": device, "rehearse": False})}
-        told: list[str] = []
-        loaded = _loaded(str(folder), read=lambda: None, remarks=told, **options)
-        engine, _ = loaded.__enter__()
-        self._loaded[id(engine)] = loaded
-        for line in told:
-            say(line)
-        return engine
-
-    def close(self, engine: ChatEngine) -> None:
-        """See `Backend.close`."""
-        loaded = self._loaded.pop(id(engine), None)
-        if loaded is not None:
-            loaded.__exit__(None, None, None)
+        overflow = options.pop("overflow")
+        return loading.load(
+            loading.look(str(folder), read=lambda: None, **options), overflow=overflow, remark=partial(_both, say)
+        )
 
     def devices(self) -> list[str]:
         """See `Backend.devices`."""
@@ -110,7 +103,7 @@ class Loader:
     def _target(self) -> str:
         from edge.runtime import devices
 
-        return target_for(_exported_for(devices.parse(self._options["device"]), self._options["rehearse"]))
+        return target_for(loading.exported_for(devices.parse(self._options["device"]), self._options["rehearse"]))
 
     def _child(self, job: str, model: str, progress: Progress, stop: threading.Event) -> Any:
         asked = {"job": job, "model": model, "out": str(self._place(model)), "target": self._target()}
@@ -163,3 +156,8 @@ def _events(lines: Iterator[str] | Any) -> Iterator[dict[str, Any]]:
             event = json.loads(line)
             if isinstance(event, dict):
                 yield event
+
+
+def _both(say: Callable[[str], None], line: str) -> None:
+    say_on_stderr(line)
+    say(line)

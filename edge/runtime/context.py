@@ -65,6 +65,12 @@ def answer_reserve(limit: int, max_new_tokens: int | None = None) -> int:
     return max(1, min(_ANSWER if max_new_tokens is None else max_new_tokens, limit // 4))
 
 
+def context_for(prompt_tokens: int, max_new_tokens: int | None = None) -> int:
+    """The shortest context that has room for a prompt and what `answer_reserve` keeps for its answer."""
+    answer = _ANSWER if max_new_tokens is None else max_new_tokens
+    return max(prompt_tokens + 1, min(prompt_tokens + answer, 4 * (prompt_tokens - 1) // 3 + 1))
+
+
 def fit(
     messages: Sequence[Message],
     count_tokens: Callable[[Sequence[Message]], int],

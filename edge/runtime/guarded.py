@@ -16,6 +16,7 @@ from pathlib import Path
 
 from edge import golden as goldens
 from edge.errors import DeviceError, EdgeError, ModelError
+from edge.manifest import Manifest
 from edge.messages import Chunk, Conversation, Progress, Sampling
 from edge.runtime import canary
 from edge.runtime.canary import Finding
@@ -99,9 +100,9 @@ class Guarded:
         return self._held.engine.context_length
 
     @property
-    def model_context(self) -> int:
-        """Longest prompt plus answer that the model was made for, in tokens, however it is loaded."""
-        return self._held.engine.manifest.architecture.context_length
+    def manifest(self) -> Manifest:
+        """What the model says of itself, however it is loaded."""
+        return self._held.engine.manifest
 
     @property
     def max_prompt(self) -> int | None:

@@ -14,6 +14,7 @@ from edge.runtime.context import (
     Conversation,
     Fitted,
     answer_reserve,
+    context_for,
     dropped_sentence,
     fit,
     room_for_answer,
@@ -216,3 +217,11 @@ def test_reserve(limit: int, asked: int | None, reserve: int) -> None:
 def test_what_is_said_of_dropped_turns() -> None:
     assert "8,192 tokens" in dropped_sentence(1, 8192) and "oldest turn is" in dropped_sentence(1, 8192)
     assert "3 turns are" in dropped_sentence(3, 8192)
+
+
+@pytest.mark.parametrize("max_new_tokens", [None, 1, 100, 5000])
+def test_the_context_that_a_prompt_needs_is_the_shortest(max_new_tokens: int | None) -> None:
+    for tokens in [*range(1, 400), 3071, 3072, 3073, 30_000]:
+        context = context_for(tokens, max_new_tokens)
+        assert context - answer_reserve(context, max_new_tokens) >= tokens
+        assert context - 1 - answer_reserve(context - 1, max_new_tokens) < tokens

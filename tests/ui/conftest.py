@@ -67,11 +67,15 @@ class FakeBackend:
             raise EdgeError("the GPU has no room for it", hint="Take the CPU.")
         for line in self.remarks:
             say(line)
-        return self.engine()
+        engine = self.engine()
+        close = engine.close
 
-    def close(self, engine: EchoEngine) -> None:
-        engine.close()
-        self.closed.append(engine)
+        def closed() -> None:
+            self.closed.append(engine)
+            close()
+
+        engine.close = closed  # type: ignore[method-assign]
+        return engine
 
     def devices(self) -> list[str]:
         return ["CPU", "GPU"]

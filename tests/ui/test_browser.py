@@ -50,6 +50,11 @@ def answer(page: Any) -> Any:
     return page.locator("#edge-chat .bot .message-content").last
 
 
+def said(page: Any) -> str:
+    """The last answer, as far as there is one."""
+    return str(answer(page).inner_text()) if answer(page).count() else ""
+
+
 def finished(page: Any) -> None:
     page.locator("#edge-field .submit-button").wait_for()
 
@@ -72,7 +77,7 @@ def test_an_answer_is_seen_before_it_ends_and_nothing_is_asked_of_others(
     text = "tell me something long, and take your time about it, please " * 2
     send(page, text)
     page.locator("#edge-field .stop-button").wait_for()
-    page.wait_for_function("() => (document.querySelector('#edge-chat .bot .message-content')?.innerText || '').length > 8")
+    until(lambda: len(said(page)) > 8)
     seen = answer(page).inner_text()
     assert len(seen) < len(text) - 20 and page.input_value(FIELD) == ""
     until(lambda: "tokens/s" in page.locator(".edge-bar .doing").inner_text())
@@ -90,12 +95,12 @@ def test_markdown_code_tables_and_formulas_are_drawn_without_a_network(
     page = browser.open(serve(make_desk(lambda: Scripted(RICH))), height=1000)
     send(page, "Show me everything")
     finished(page)
-    said = page.locator("#edge-chat .bot .message-content")
-    said.locator(".katex-display").wait_for()
-    assert said.locator(".katex").count() == 2
-    assert said.locator("pre code .token.keyword").count() >= 2
-    assert said.locator("table td").first.inner_text() == "2"
-    assert "<b>this is no HTML</b>" in said.inner_text() and "$5 or $6" in said.inner_text()
+    shown = page.locator("#edge-chat .bot .message-content")
+    shown.locator(".katex-display").wait_for()
+    assert shown.locator(".katex").count() == 2
+    assert shown.locator("pre code .token.keyword").count() >= 2
+    assert shown.locator("table td").first.inner_text() == "2"
+    assert "<b>this is no HTML</b>" in shown.inner_text() and "$5 or $6" in shown.inner_text()
     fonts = page.evaluate("[...document.fonts].filter(f => f.status === 'loaded').map(f => f.family)")
     assert any("KaTeX" in font for font in fonts)
     browser.shoot(page, "rich")
@@ -105,7 +110,7 @@ def test_markdown_code_tables_and_formulas_are_drawn_without_a_network(
 def test_stop_keeps_what_came(browser: Browser, make_desk: MakeDesk, serve: Serve) -> None:
     page = browser.open(serve(make_desk(slow(0.05))))
     send(page, "word " * 60)
-    page.wait_for_function("() => (document.querySelector('#edge-chat .bot .message-content')?.innerText || '').includes('word word')")
+    until(lambda: "word word" in said(page))
     page.keyboard.press("Escape")
     finished(page)
     assert "(stopped)" in answer(page).inner_text() and len(answer(page).inner_text()) < 250
@@ -117,9 +122,9 @@ def test_a_reload_in_the_middle_finds_the_answer_and_its_end(
 ) -> None:
     desk = make_desk(slow(0.04))
     page = browser.open(serve(desk))
-    text = "a long way to go " * 8
+    text = "a long way to go " * 24
     send(page, text)
-    page.wait_for_function("() => location.search.startsWith('?c=') && document.querySelector('#edge-chat .bot .message-content')?.innerText.length > 5")
+    until(lambda: "?c=" in page.url and "a long" in said(page))
     browser.reload(page)
     page.locator("#edge-field .stop-button").wait_for()
     assert page.locator("#edge-chat .user .message-content").inner_text().strip() == text.strip()
@@ -152,8 +157,8 @@ def test_two_tabs_show_the_same_and_lose_nothing(browser: Browser, make_desk: Ma
     send(first, "first again")
     finished(first)
     (entry,) = desk.store.entries()
-    said = [turn.content for turn in desk.store.get(entry.id).turns if turn.role == "user"]
-    assert said == ["from the first tab", "and one from the second, which is longer", "first again"]
+    asked = [turn.content for turn in desk.store.get(entry.id).turns if turn.role == "user"]
+    assert asked == ["from the first tab", "and one from the second, which is longer", "first again"]
     second.get_by_text("first again").nth(1).wait_for()
 
 
@@ -217,6 +222,7 @@ def test_conversations_are_found_renamed_saved_and_deleted(
     assert "## Answer\n\nA recipe for bread" in (tmp_path / "x.md").read_text(encoding="utf-8")
     rail.get_by_role("button", name="More about “A recipe for bread”").click()
     rail.get_by_role("button", name="Rename").click()
+    until(lambda: page.evaluate("document.activeElement.tagName") == "INPUT")
     page.keyboard.type("Bread")
     page.keyboard.press("Enter")
     rail.get_by_role("button", name="More about “Bread”").click()
@@ -319,6 +325,7 @@ def test_on_a_phone_nothing_is_wider_than_it(browser: Browser, make_desk: MakeDe
     page = browser.open(serve(make_desk(lambda: Scripted(RICH, RICH))), width=390, height=780)
     send(page, "Show me everything")
     finished(page)
+    page.wait_for_function("() => document.fonts.status === 'loaded'")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     browser.shoot(page, "phone")
     page.get_by_role("button", name="Show or hide the conversations").click()

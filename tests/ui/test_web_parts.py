@@ -52,7 +52,7 @@ def test_each_message_knows_its_turn() -> None:
     messages, places = shown.messages(talk, None, words.EN)
     assert places == [0, 0, 1, 1, 1, 1, 2, 3]
     assert "1,234 tokens" in messages[0]["content"]
-    assert messages[2]["metadata"]["title"] == "Thought" and messages[4]["metadata"]["title"] == "🔧 calculate · done"
+    assert messages[2]["metadata"]["title"] == "Thought" and messages[4]["metadata"]["title"] == "calculate · done"
     assert messages[-1]["content"] == "ha\n\n*(cut off: the program ended here)*"
     coming = Turn(role="assistant", ending="partial")
     assert shown.messages(talk, coming, words.ZH)[0][-1]["content"] == "*正在阅读……*"

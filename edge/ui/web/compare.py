@@ -53,7 +53,7 @@ class _Engines:
     def close(self) -> None:
         """Give its memory back."""
         if self._engine is not None:
-            self._desk.host.backend.close(self._engine)
+            self._engine.close()
         self._engine = self._key = None
 
     def alone(self) -> threading.Lock:
@@ -132,7 +132,7 @@ def _asked(engines: _Engines, text: str, folder: str, device: str, said: Any) ->
                 yield engine.device, shown.text(answer)
         yield _figures(engine.device, usage, said), shown.text(answer)
     except EdgeError as error:
-        yield "⚠️", shown.text(sentence(error))
+        yield said["failed"], shown.text(sentence(error))
 
 
 def _figures(device: str, usage: Usage | None, said: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +18,12 @@ PRESETS: dict[str, tuple[float | None, float | None]] = {
     "free": (1.0, 0.95),
 }
 """Name → temperature and top-p; None leaves it to the model."""
-_NAMES = ("system", "preset", "tools", "max_new_tokens", "temperature", "top_p", "seed")
+NAMES = ("system", "preset", "tools", "max_new_tokens", "temperature", "top_p", "seed")
 
 
 @dataclass(frozen=True)
 class Knobs:
-    """The components, in the order of `_NAMES`."""
+    """The components, in the order of `NAMES`."""
 
     all: list[Any]
 
@@ -55,36 +54,31 @@ def updates(settings: Settings) -> list[Any]:
     """What the knobs show for these settings."""
     values = {**settings.model_dump(), "preset": _preset(settings), "system": settings.system or "",
               "max_new_tokens": settings.max_new_tokens or 0}  # fmt: skip
-    return [values[name] for name in _NAMES]
+    return [values[name] for name in NAMES]
 
 
-def settings(before: Settings, values: Sequence[Any]) -> Settings:
-    """What the knobs say. A preset that was chosen just now decides over the numbers.
+def settings(before: Settings, name: str, value: Any) -> Settings:
+    """The settings after one knob was turned.
 
     Raises:
         UsageError: a number out of its range.
     """
-    given = dict(zip(_NAMES, values, strict=True))
-    preset = given.pop("preset")
-    if preset in PRESETS and preset != _preset(before):
-        given["temperature"], given["top_p"] = PRESETS[preset]
-    given["system"] = given["system"] or None
-    given["max_new_tokens"] = given["max_new_tokens"] or None
+    if name == "preset":
+        temperature, top_p = PRESETS[value]
+        given: dict[str, Any] = {"temperature": temperature, "top_p": top_p}
+    else:
+        given = {name: None if value == "" or (name == "max_new_tokens" and value == 0) else value}
     try:
         return Settings.model_validate({**before.model_dump(), **given})
     except ValidationError as error:
         fault = error.errors()[0]
-        raise UsageError(
-            f"{' '.join(str(part) for part in fault['loc'])} {fault['input']} cannot be", hint=fault["msg"] + "."
-        ) from error
+        raise UsageError(f"{name} {fault['input']} cannot be", hint=fault["msg"] + ".") from error
 
 
-def after(settings: Settings, values: Sequence[Any]) -> list[Any]:
-    """What has to change in the knobs that said `values`; what is being typed in is left alone."""
-    return [
-        gradio.skip() if now == shown or (now in ("", None) and shown in ("", None)) else now
-        for now, shown in zip(updates(settings), values, strict=True)
-    ]
+def after(name: str, settings: Settings) -> list[Any]:
+    """What has to change in the other knobs; the one that is being turned is left alone."""
+    bound = {"preset": ("temperature", "top_p"), "temperature": ("preset",), "top_p": ("preset",)}.get(name, ())
+    return [value if each in bound else gradio.skip() for each, value in zip(NAMES, updates(settings), strict=True)]
 
 
 def _preset(settings: Settings) -> str | None:

@@ -6,6 +6,7 @@ import contextlib
 import secrets
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ from edge.documents import read as documents
 from edge.errors import EdgeError, UsageError
 from edge.messages import Message
 from edge.runtime.interface import ChatEngine
-from edge.ui.web.answering import Answers, sentence
+from edge.ui.web.answering import Answers, Job, sentence
 from edge.ui.web.host import Backend, Host
 from edge.ui.web.pulse import act, pulse
 from edge.ui.web.store import Store
-from edge.ui.web.talk import Document, Settings
+from edge.ui.web.talk import Document, Settings, Talk
 
+_MOST_DRAFTS = 256
 _MOST_FILES = 64  # that were dropped and not asked about yet
 
 
@@ -38,6 +40,7 @@ class Desk:
         self.answers = Answers(self.store, self.host.need_engine)
         self.settings = settings
         self._files: OrderedDict[str, Document] = OrderedDict()
+        self._drafts: OrderedDict[str, Talk] = OrderedDict()  # conversations in which nothing was said yet
         self._lock = threading.Lock()
 
     def pulse(self, asked: Any) -> dict[str, Any]:
@@ -64,6 +67,27 @@ class Desk:
                 self._files.popitem(last=False)
         remarks = " ".join(f"{remark}." for remark in document.remarks)
         return {"key": key, "name": name, "tokens": tokens, "context": engine.context_length, "remarks": remarks}
+
+    def settle(self, talk: Talk, put: Callable[[Talk], None]) -> Talk:
+        """Change the settings of a conversation, whether it is on disk yet or not; several knobs may turn at once.
+
+        Raises:
+            EdgeError: see `Store.change`.
+        """
+        with self._lock:
+            if not talk.turns:
+                draft = self._drafts.setdefault(talk.id, talk)
+                put(draft)
+                while len(self._drafts) > _MOST_DRAFTS:
+                    self._drafts.popitem(last=False)
+                return draft.model_copy(deep=True)
+        return self.store.change(talk.id, put, touch=False)[0]
+
+    def begin(self, talk: Talk, text: str, files: list[Document]) -> Job:
+        """See `Answers.begin`."""
+        with self._lock:
+            talk = self._drafts.get(talk.id, talk)
+        return self.answers.begin(talk, text, files)
 
     def take(self, keys: list[str]) -> list[Document]:
         """The dropped files that a question is about.

@@ -1,9 +1,9 @@
 // No model yet, or another one: choose, see what it takes, watch it being made ready, stop it and go on.
 (() => {
   const edge = window.edge, { make, say } = edge;
-  let choosing = false, made = null;
+  let made = null;
 
-  edge.changeModel = () => { choosing = true; edge.view("first"); edge.ask(); };
+  edge.changeModel = () => { edge.choosing = true; edge.view("first"); edge.ask(); };
   const time = (value) => value < 120 ? `${Math.round(value)} s` : `${Math.round(value / 60)} min`;
 
   edge.mount_first = (place) => {
@@ -29,13 +29,13 @@
       const go = make("button", { class: "main", type: "submit", "data-key": "go" }, say(kind.startsWith("made:") ? "load" : "see cost"));
       const form = make("form", { onsubmit: (event) => {
         event.preventDefault();
-        choosing = false;
+        edge.choosing = false;
         act({ do: "choose", model: kind.startsWith("made:") ? kind.slice(5) : fields[kind]?.value ?? kind });
       } }, make("fieldset", {}, make("legend", { class: "unseen" }, say("first title")),
         ...made.map(({ model, folder }) => option(`made:${folder}`, model, `${say("made")} · ${folder}`)),
         option("pocket", say("pocket"), say("pocket more")), option("folder", say("folder"), say("folder more")),
         option("hub", say("hub"), say("hub more"))), make("div", { class: "buttons" }, go,
-        host.stage === "ready" && button("cancel", () => { choosing = false; edge.view("chat"); })));
+        host.stage === "ready" && button("cancel", () => { edge.choosing = false; edge.view("chat"); })));
       return [make("h2", {}, say("first title")), make("p", { class: "lead" }, say("first more")), fault(host), form];
     };
     const fault = (host) => host.error && make("p", { class: "fault", role: "alert" }, host.error);
@@ -75,9 +75,9 @@
     let asking = false;
     edge.on(async ({ host }) => {
       if (document.body.dataset.edgeView !== "first") { made = null; return; }
-      const stage = choosing && host.stage === "ready" ? "choose" : host.stage;
+      const stage = edge.choosing && host.stage === "ready" ? "choose" : host.stage;
       if (stage === "ready") return edge.view("chat");
-      if (stage !== "choose") [made, kind, choosing] = [null, null, false];
+      if (stage !== "choose") [made, kind, edge.choosing] = [null, null, false];
       else if (made === null) {
         if (asking) return;
         asking = true;

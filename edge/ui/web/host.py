@@ -55,9 +55,6 @@ class Backend(Protocol):
             EdgeError: no device here runs it.
         """
 
-    def close(self, engine: ChatEngine) -> None:
-        """Give back what `open` loaded."""
-
     def devices(self) -> list[str]:
         """The devices that are here."""
 
@@ -173,7 +170,7 @@ class Host:
         self.stop()
         self.wait(30)
         if self._engine is not None:
-            self.backend.close(self._engine)
+            self._engine.close()
 
     def _load(self, folder: Path, progress: Progress) -> None:
         self._show("load", self._shown.model)
@@ -181,7 +178,7 @@ class Host:
         engine = self.backend.open(folder, None, remarks.append, progress)
         before, self._engine, self.folder, self.remarks = self._engine, engine, folder, remarks
         if before is not None:
-            self.backend.close(before)
+            before.close()
         self._ready(engine)
         self._show("ready", engine.name)
 

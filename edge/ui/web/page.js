@@ -88,8 +88,9 @@
     document.body.classList.toggle("edge-lost", edge.lost);
     if (!edge.last) return;
     const first = edge.last.host.stage !== "ready";
-    if (first && document.body.dataset.edgeView !== "first") edge.view("first");
-    if (!first && (document.body.dataset.edgeView ?? "first") === "first") {
+    if (first) edge.view("first");
+    const shown = (parts.rail.props.value || {}).revision !== null;  // the conversation has come
+    if (!first && shown && !edge.choosing && (document.body.dataset.edgeView ?? "first") === "first") {
       edge.view("chat");
       const field = edge.field(), draft = sessionStorage.getItem("edge-draft");
       if (field && draft) { field.value = draft; field.dispatchEvent(new Event("input")); sessionStorage.removeItem("edge-draft"); }
@@ -127,6 +128,16 @@
       beat();
     }
   };
+  // A folded call has a button of gradio's in a button of gradio's: one is enough, and says whether it is open.
+  const mend = () => {
+    for (const title of document.querySelectorAll("#edge-chat .title[role=button]")) {
+      const arrow = title.querySelector("button");
+      if (arrow && !arrow.inert) arrow.inert = true;
+      const open = String(!!title.parentElement.querySelector(".content"));
+      if (title.getAttribute("aria-expanded") !== open) title.setAttribute("aria-expanded", open);
+    }
+  };
+  new MutationObserver(mend).observe(document.documentElement, { childList: true, subtree: true });
   narrow.addEventListener("change", fit);
   document.addEventListener("visibilitychange", () => { if (!document.hidden) edge.ask(); });
   document.addEventListener("keydown", (event) => {
@@ -172,12 +183,12 @@
       if (done.error) edge.toast(done.error);
       return done;
     };
-    const close = () => { const key = `m${menu}`; menu = null; mode = "menu"; redraw(); list.querySelector(`[data-key="${key}"]`)?.focus(); };
+    const close = () => { const key = `m${menu}`; menu = null; mode = "menu"; document.activeElement?.blur(); redraw(); list.querySelector(`[data-key="${key}"]`)?.focus(); };
     const inside = (entry) => {
       const { id, title } = entry;
       if (mode === "rename") {
         const name = make("input", { value: title, "aria-label": say("rename"), "data-key": "rename" });
-        const done = async () => { await act({ do: "rename", id, title: name.value }); close(); };
+        const done = async () => { const title = name.value; close(); await act({ do: "rename", id, title }); };
         setTimeout(() => { name.focus(); name.select(); });
         return [make("form", { onsubmit: (event) => { event.preventDefault(); done(); } }, name,
           make("button", { type: "submit" }, say("rename")))];
@@ -216,6 +227,7 @@
     };
     const redraw = () => {
       if (!edge.last) return;
+      if (mode === "rename" && document.activeElement?.tagName === "INPUT" && list.contains(document.activeElement)) return;  // what is typed there stays
       const entries = edge.last.entries, now = (part.props.value || {}).open;
       edge.draw(list, JSON.stringify([entries.map((entry) => [entry.id, entry.title, entry.busy, day(entry.changed)]), now, menu, mode]), () => {
         if (!entries.length) return [make("p", { class: "none" }, say(search.value ? "not found" : "none"))];

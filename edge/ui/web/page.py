@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +77,12 @@ class _Page:
             everything = [*view, *knobs.all]
             quiet = {"show_progress": "hidden", "api_visibility": "private"}
 
-            page.load(self._load, None, everything, **quiet)
-            rail.select(self._select, state, everything, **quiet)
-            rail.input(self._refresh, state, everything, **quiet)
+            for opened in (
+                page.load(self._load, None, everything, **quiet),
+                rail.select(self._select, state, everything, **quiet),
+                rail.input(self._refresh, state, everything, **quiet),
+            ):
+                opened.then(self._go_on, state, view, **quiet)
             rail.expand(lists.refresh, None, lists.outputs, **quiet)
             rail.collapse(lists.close, None, None, **quiet)
             field.submit(self._send, [field, chips, state], [*view, chips], show_progress="hidden", api_name="chat")
@@ -86,32 +90,32 @@ class _Page:
             chat.retry(self._retry, state, view, **quiet)
             chat.edit(self._edit, state, view, **quiet)
             chat.undo(self._undo, state, view, **quiet)
-            chat.clear(self._new, state, everything, **quiet)
-            for knob in knobs.all:
-                event = knob.input if hasattr(knob, "input") else knob.change
-                event(self._settle, [state, *knobs.all], [state, rail, *knobs.all],
-                      trigger_mode="always_last", **quiet)  # fmt: skip
+            for name, knob in zip(controls.NAMES, knobs.all, strict=True):
+                # Gradio keeps the first input after an update of its own to itself; the end of typing it does tell.
+                for event in (knob.input, knob.blur) if hasattr(knob, "blur") else (knob.input,):
+                    event(partial(self._settle, name), [state, knob], [state, rail, *knobs.all],
+                          trigger_mode="always_last", **quiet)  # fmt: skip
             page.unload(self._left)
         self._knobs = knobs
         return page
 
     # What a tab shows
 
-    def _load(self, request: gradio.Request) -> Iterator[Any]:
-        yield from self._open(str(request.query_params.get("c") or ""), request)
+    def _load(self, request: gradio.Request) -> list[Any]:
+        return self._open(str(request.query_params.get("c") or ""), request)
 
-    def _select(self, state: Talk | None, event: gradio.EventData, request: gradio.Request) -> Iterator[Any]:
-        yield from self._open(str(event._data.get("id") or ""), request)
+    def _select(self, state: Talk | None, event: gradio.EventData, request: gradio.Request) -> list[Any]:
+        return self._open(str(event._data.get("id") or ""), request)
 
-    def _refresh(self, state: Talk | None, request: gradio.Request) -> Iterator[Any]:
-        yield from self._open("" if state is None else state.id, request)
+    def _refresh(self, state: Talk | None, request: gradio.Request) -> list[Any]:
+        return self._open("" if state is None else state.id, request)
 
-    def _new(self, state: Talk | None, request: gradio.Request) -> Iterator[Any]:
-        yield from self._open("", request)
+    def _open(self, name: str, request: gradio.Request) -> list[Any]:
+        """Show a conversation as it is now, a new one without a name.
 
-    def _open(self, name: str, request: gradio.Request) -> Iterator[Any]:
-        """Show a conversation, a new one without a name, and follow it if it is being answered."""
-        mine, skips = self._look(request), [gradio.skip()] * len(self._knobs.all)
+        In one piece: a second one would take away what was typed in between.
+        """
+        self._look(request)
         talk = None
         if name:
             try:
@@ -119,13 +123,24 @@ class _Page:
             except EdgeError as error:
                 gradio.Warning(shown.text(sentence(error)))
         talk = talk or self._desk.store.new(self._desk.settings)
-        job, knobs = self._desk.answers.job(talk.id), controls.updates(talk.settings)
+        return [*self._now(talk, request), *controls.updates(talk.settings)]
+
+    def _go_on(self, state: Talk | None, request: gradio.Request) -> Iterator[list[Any]]:
+        """Follow the answer that is under way in what was opened, if there is one."""
+        job = None if state is None else self._desk.answers.job(state.id)
+        if job is not None:
+            yield from self._follow(job, request, self._look(request))
+        elif state is not None and state.answering:  # it has just ended
+            yield self._now(self._desk.store.get(state.id), request)
+        else:
+            yield [gradio.skip()] * 4
+
+    def _now(self, talk: Talk, request: gradio.Request) -> list[Any]:
+        job = self._desk.answers.job(talk.id)
         if job is None:
-            yield [*self._whole(talk, request), *knobs]
-            return
-        for each in self._follow(job, request, mine):
-            yield [*each, *knobs]
-            knobs = skips
+            return self._whole(talk, request)
+        messages, _ = shown.messages(job.talk, job.turn, _words(request))
+        return [talk, messages, gradio.Textbox(submit_btn=False, stop_btn=True), _rail(talk, following=True)]
 
     def _whole(self, talk: Talk, request: gradio.Request, typed: str | None = None) -> list[Any]:
         """A conversation in which nothing is under way."""
@@ -185,7 +200,7 @@ class _Page:
             empty = None
 
     def _begin(self, talk: Talk, text: str, documents: list[Document], request: gradio.Request) -> Iterator[list[Any]]:
-        job = self._desk.answers.begin(talk, text, documents)
+        job = self._desk.begin(talk, text, documents)
         return self._follow(job, request, self._look(request))
 
     def _stop(self, state: Talk | None) -> None:
@@ -204,17 +219,16 @@ class _Page:
             talk, question = self._cut(state, index, request)
             steps = self._begin(talk, question.content if text is None else str(text), question.documents, request)
         except EdgeError as error:
-            yield from self._refused(error, state, request)
+            yield self._refused(error, state, request)
             return
         yield from steps
 
-    def _undo(self, state: Talk | None, event: gradio.UndoData, request: gradio.Request) -> Iterator[list[Any]]:
+    def _undo(self, state: Talk | None, event: gradio.UndoData, request: gradio.Request) -> list[Any]:
         try:
             talk, question = self._cut(state, event.index, request)
         except EdgeError as error:
-            yield from self._refused(error, state, request)
-            return
-        yield self._whole(talk, request, typed=question.content)
+            return self._refused(error, state, request)
+        return self._whole(talk, request, typed=question.content)
 
     def _cut(self, state: Talk | None, index: Any, request: gradio.Request) -> Any:
         assert state is not None
@@ -224,27 +238,25 @@ class _Page:
         turn = places[min(int(place), len(places) - 1)]
         return self._desk.store.change(state.id, lambda talk: talk.cut(turn), seen=state.revision)
 
-    def _refused(self, error: EdgeError, state: Talk | None, request: gradio.Request) -> Iterator[list[Any]]:
+    def _refused(self, error: EdgeError, state: Talk | None, request: gradio.Request) -> list[Any]:
+        """Say why, and show the conversation as it is."""
         said = _words(request)["other tab"] if isinstance(error, ChangedError) else sentence(error)
         gradio.Warning(shown.text(said))
-        for each in self._open("" if state is None else state.id, request):
-            yield each[:4]
+        return self._open("" if state is None else state.id, request)[:4]
 
-    def _settle(self, state: Talk | None, *values: Any) -> list[Any]:
-        """Keep what the knobs say with the conversation."""
+    def _settle(self, name: str, state: Talk | None, value: Any) -> list[Any]:
+        """Keep what one knob says with the conversation."""
         talk = state or self._desk.store.new(self._desk.settings)
+
+        def put(talk: Talk) -> None:
+            talk.settings = controls.settings(talk.settings, name, value)
+
         try:
-            settings = controls.settings(talk.settings, values)
-            if talk.turns:
-                talk, _ = self._desk.store.change(
-                    talk.id, lambda talk: setattr(talk, "settings", settings), touch=False
-                )
-            else:
-                talk.settings = settings
+            talk = self._desk.settle(talk, put)
         except EdgeError as error:
             gradio.Warning(shown.text(sentence(error)))
-            return [gradio.skip()] * (2 + len(values))
-        return [talk, _rail(talk), *controls.after(settings, values)]
+            return [gradio.skip()] * (2 + len(controls.NAMES))
+        return [talk, _rail(talk), *controls.after(name, talk.settings)]
 
     def _read(self, asked: Any) -> dict[str, Any]:
         """A file that the page has uploaded; no other may be read."""

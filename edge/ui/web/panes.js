@@ -51,7 +51,7 @@
     const facts = make("dl", {}), history = make("figure", {});
     place.append(make("section", { "aria-label": say("machine") }, make("h2", {}, say("machine")), facts, history));
     edge.on(({ machine }) => {
-      const row = (name, value, share) => [make("dt", {}, say(name)), make("dd", {}, ...[].concat(value),
+      const row = (name, value, share) => [make("dt", {}, say(name)), make("dd", {}, ...[].concat(value).map((each, i) => i ? make("small", {}, each) : each),
         share === undefined ? null : make("span", { class: "share", "aria-hidden": "true" },
           make("span", { style: `width:${Math.min(100, 100 * share).toFixed(1)}%` })))];
       const lines = [];
@@ -62,7 +62,7 @@
         const used = machine.context_used ?? 0;
         lines.push(["context used", say("of context", used.toLocaleString(), machine.context_length.toLocaleString()), used / machine.context_length]);
       }
-      lines.push(["memory", `${edge.bytes(machine.memory_bytes)} · ${say("memory free", edge.bytes(machine.memory_free_bytes), edge.bytes(machine.memory_total_bytes))}`,
+      lines.push(["memory", [edge.bytes(machine.memory_bytes), say("memory free", edge.bytes(machine.memory_free_bytes), edge.bytes(machine.memory_total_bytes))],
         1 - machine.memory_free_bytes / machine.memory_total_bytes]);
       edge.draw(facts, JSON.stringify(lines), () => lines.flatMap((line) => row(...line)));
       edge.draw(history, JSON.stringify(machine.session), () => [make("figcaption", {}, say("latency")),
@@ -80,7 +80,7 @@
     const publish = () => {
       part.props.value = chips.filter((chip) => chip.key);
       edge.draw(list, JSON.stringify(chips), () => chips.map((chip) => make("li", { class: chip.error ? "bad" : "" },
-        make("span", {}, `📄 ${chip.name}`),
+        make("span", {}, chip.name),
         make("small", { role: "status" }, chip.error || (chip.tokens === undefined ? say("counting")
           : say("of context", chip.tokens.toLocaleString(), chip.context.toLocaleString()) + (chip.tokens > chip.context ? ` · ${say("too long")}` : ""))),
         make("button", { "aria-label": say("remove file", chip.name), onclick: () => { chips = chips.filter((other) => other !== chip); publish(); edge.field()?.focus(); } }, icon(icons.close)))));

@@ -61,7 +61,7 @@ def messages(talk: Talk, last: Turn | None, words: Mapping[str, str]) -> tuple[l
 
 
 def _question(turn: Turn, words: Mapping[str, str]) -> list[dict[str, Any]]:
-    files = [f"📄 **{text(document.name)}** · {words['tokens'].format(document.tokens)}" for document in turn.documents]
+    files = [f"**{text(document.name)}** · {words['tokens'].format(document.tokens)}" for document in turn.documents]
     content = text(turn.content) or "…"
     return [{"role": "user", "content": file} for file in files] + [{"role": "user", "content": content}]
 
@@ -82,7 +82,7 @@ def _answer(turn: Turn, comes: bool, words: Mapping[str, str]) -> list[dict[str,
         lines.append(f"*({words['cut off']})*")
     if turn.ending == "length":
         lines.append(f"*({words['length']})*")
-    lines += [f"> ⚠️ {text(notice)}" for notice in turn.notices]
+    lines += [f"> {text(notice)}" for notice in turn.notices]
     if lines or not comes:
         parts.append({"role": "assistant", "content": "\n\n".join(lines)})
     elif comes and not parts:
@@ -92,7 +92,7 @@ def _answer(turn: Turn, comes: bool, words: Mapping[str, str]) -> list[dict[str,
 
 def _title(step: Step, words: Mapping[str, str]) -> dict[str, str]:
     state = "failed" if step.failed else "called"
-    return {"title": f"🔧 {step.name} · {words[state]}", "status": "done"}
+    return {"title": f"{step.name} · {words[state]}", "status": "done"}
 
 
 def _step(step: Step) -> str:

@@ -1,0 +1,1 @@
+"""A file of requests → a file of answers in the same order. Knows no model."""

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +86,17 @@ class Loader:
         progress(folder.name, 0, 0)
         options = {**self._options, **({} if device is None else {"device": device, "rehearse": False})}
         overflow = options.pop("overflow")
-        return loading.load(
-            loading.look(str(folder), read=lambda: None, **options), overflow=overflow, remark=partial(_both, say)
-        )
+        wanted = loading.look(str(folder), read=lambda: None, **options)
+        told: list[str] = []
+
+        def remark(line: str) -> None:
+            say_on_stderr(line)
+            told.append(line)
+
+        engine = loading.load(wanted, overflow=overflow, remark=remark)
+        for line in told or [_why(wanted.settings.device, engine.device)]:
+            say(line)
+        return engine
 
     def devices(self) -> list[str]:
         """See `Backend.devices`."""
@@ -158,6 +165,13 @@ def _events(lines: Iterator[str] | Any) -> Iterator[dict[str, Any]]:
                 yield event
 
 
-def _both(say: Callable[[str], None], line: str) -> None:
-    say_on_stderr(line)
-    say(line)
+def _why(asked: str, device: str) -> str:
+    """Why this device, where nothing stood in the way."""
+    from edge.runtime import devices
+
+    if asked != devices.AUTO:
+        return f"{asked} was asked for."
+    present = devices.available()
+    if present == ["CPU"]:
+        return "No other device is here."
+    return f"The first of {', '.join(present)} that runs this model and computes right."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 import webbrowser
 from typing import Any
@@ -15,15 +16,20 @@ from edge.report import say
 @click.command()
 @click.argument("model", required=False)
 @click.option("--port", type=click.IntRange(1, 65535), help="Left out, the first free one from 7860.")
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Address to serve; for others' machines, with a password."
+)
 @click.option("--open", "open_browser", is_flag=True, help="Open the page in the browser.")
 @_sampling_options
 def ui(
-    model: str | None, port: int | None, open_browser: bool, system: str | None, stop: tuple[str, ...], **options: Any
-) -> None:
+    model: str | None, port: int | None, host: str, open_browser: bool, system: str | None, stop: tuple[str, ...],
+    **options: Any,
+) -> None:  # fmt: skip
     """Talk to MODEL in the browser, on this machine alone.
 
     MODEL is what `glm4-edge chat` takes. Left out, or not exported yet, the page lets one be chosen, says what
     its export takes and makes it; with --yes it is exported at once. Conversations are kept on this machine.
+    With --host other machines may be let in; the password they need is made anew each time, and printed.
 
     Needs the extra 'ui': pip install "glm4-edge[ui]". Prints the page's address; Ctrl-C ends it.
 
@@ -38,7 +44,7 @@ def ui(
     from edge.ui.web import serving
 
     serving.require()
-    serving.check_port(port)
+    serving.check_port(port, host)
     asked = Sampling(stop=stop, **_taken(options, Sampling))
     samplings.check(asked)
 
@@ -59,8 +65,11 @@ def ui(
     try:
         from edge.ui.web import page
 
-        address = serving.serve(page.build(desk), port=port)
+        password = None if serving.is_loopback(host) else secrets.token_urlsafe(9)
+        address = serving.serve(page.build(desk), port=port, host=host, password=password)
         click.echo(address)
+        if password:
+            say(f"Whoever knows the name edge and the password {password} can read all conversations.")
         say("Ctrl-C ends it.")
         if open_browser:
             webbrowser.open(address)

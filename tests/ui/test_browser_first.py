@@ -69,7 +69,7 @@ def test_what_cannot_be_is_a_sentence_and_another_may_be_chosen(
     page.get_by_role("radio", name="A name on the Hugging Face Hub").check()
     page.get_by_label("The repository's name").fill("huge")
     page.keyboard.press("Enter")
-    page.get_by_text("it needs 90 GB of memory. Take a bigger machine.").wait_for()
+    page.get_by_text("It needs 90 GB of memory. Take a bigger machine.").wait_for()
     assert page.get_by_role("button", name="Make it ready").count() == 0
     browser.shoot(page, "first-impossible")
     page.get_by_role("button", name="Choose another").click()

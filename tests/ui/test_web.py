@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import urllib.error
 import urllib.request
@@ -43,6 +44,27 @@ def test_a_page_from_elsewhere_under_a_borrowed_name_is_refused(page: tuple[Any,
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(request, timeout=20)
     assert refused.value.code == 400
+
+
+def test_others_need_a_password(make_desk: MakeDesk, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edge.ui.web import page as pages
+
+    assert serving.is_loopback("127.0.0.1") and serving.is_loopback("::1") and serving.is_loopback("localhost")
+    assert not serving.is_loopback("0.0.0.0") and not serving.is_loopback("laptop.lan")
+    built = pages.build(make_desk())
+    with pytest.raises(UsageError, match="can be reached by others"):
+        serving.serve(built, port=None, host="0.0.0.0")
+    address = serving.serve(built, port=None, password="secret")
+    try:
+        body = json.dumps({"data": {}, "component_id": 4, "fn_name": "pulse", "session_hash": "x"}).encode()
+        asked = urllib.request.Request(
+            f"{address}gradio_api/component_server/", body, {"Content-Type": "application/json"}
+        )
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(asked, timeout=20)
+        assert refused.value.code == 401
+    finally:
+        built.close(verbose=False)
 
 
 def texts(shown: list[dict[str, Any]]) -> list[tuple[str, str]]:

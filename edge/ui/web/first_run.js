@@ -48,7 +48,7 @@
         row("cost disk", edge.bytes(facts.write.bytes), free(facts.write.free_bytes)),
         row("cost memory", say("cost about", edge.bytes(facts.memory.bytes)), free(facts.memory.available_bytes)),
         row("cost time", say("cost about", time(facts.seconds.total)), facts.download ? say("cost and download") : "")),
-        facts.possible ? make("p", { class: "good" }, say("cost possible")) : make("p", { class: "fault", role: "alert" }, `${facts.reason}. ${facts.way_out}`),
+        facts.possible ? make("p", { class: "good" }, say("cost possible")) : make("p", { class: "fault", role: "alert" }, `${facts.reason[0].toUpperCase()}${facts.reason.slice(1)}. ${facts.way_out}`),
         make("div", { class: "buttons" }, facts.possible && button("begin export", () => act({ do: "export", model: host.model }), "main"),
           button("back", () => act({ do: "back" })))];
     };

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import ipaddress
 import json
 import os
 import socket
@@ -50,26 +51,40 @@ def check_port(port: int | None, host: str = HOST) -> None:
             raise _taken(port) from error
 
 
-def serve(page: Any, *, port: int | None) -> str:
-    """Serve the page on this machine alone, from a thread, and return its address.
+def is_loopback(host: str) -> bool:
+    """Whether nobody but this machine reaches the address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
-    `port` None takes the first free one from 7860.
+
+def serve(page: Any, *, port: int | None, host: str = HOST, password: str | None = None) -> str:
+    """Serve the page from a thread, and return its address.
+
+    Args:
+        port: None takes the first free one from 7860.
+        host: whose address; another than this machine's own demands a password.
+        password: asked for, with the name "edge".
 
     Raises:
-        UsageError: the port is taken.
+        UsageError: the port is taken, or there is no password for others.
     """
     import gradio
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+    if not is_loopback(host) and not password:
+        raise UsageError(f"{host} can be reached by others", hint="Give a password, or serve 127.0.0.1 alone.")
     # A page from elsewhere whose name was made to point here is not to read what was said.
-    guard = Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost", "testserver"])
+    names = [HOST, "localhost", host] if is_loopback(host) else ["*"]
+    guard = Middleware(TrustedHostMiddleware, allowed_hosts=names)
     page.queue(default_concurrency_limit=None)
     try:
         _, address, _ = page.launch(
-            server_name=HOST, server_port=port, share=False, quiet=True, prevent_thread_lock=True, footer_links=[],
-            ssr_mode=False, show_error=True, theme=_theme(gradio), head=_head(),
-            i18n=translations(), app_kwargs={"middleware": [guard]},
+            server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True, footer_links=[],
+            ssr_mode=False, show_error=True, theme=_theme(gradio), head=_head(), i18n=translations(),
+            auth=("edge", password) if password else None, app_kwargs={"middleware": [guard]},
         )  # fmt: skip
     except OSError as error:
         raise _taken(port) from error

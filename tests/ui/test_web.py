@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -44,6 +46,35 @@ def test_a_page_from_elsewhere_under_a_borrowed_name_is_refused(page: tuple[Any,
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(request, timeout=20)
     assert refused.value.code == 400
+
+
+def test_the_program_asks_nobody_outside_either(tmp_path: Path) -> None:
+    """Gradio would report to its makers and look for newer versions of itself."""
+    script = (
+        "import socket, sys, time\nfrom pathlib import Path\nseen = []\nask = socket.getaddrinfo\n"
+        "def listen(host, *more, **options):\n    seen.append(host)\n    return ask(host, *more, **options)\n"
+        "socket.getaddrinfo = listen\n"
+        "from edge.ui.web import page, serving\nfrom edge.ui.web.desk import Desk\n"
+        "from edge.ui.web.talk import Settings\n"
+        "built = page.build(Desk(None, Path(sys.argv[1]), Settings()))\nserving.serve(built, port=None)\n"
+        "time.sleep(2)\nbuilt.close(verbose=False)\n"
+        "print([host for host in seen if host not in ('127.0.0.1', 'localhost', b'127.0.0.1')])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_an_uploaded_file_is_read_and_then_gone(page: tuple[Any, str, Desk]) -> None:
+    import gradio
+
+    from edge.ui.web import page as pages
+
+    folder = Path(gradio.utils.get_upload_folder()) / "edge-test"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "note.txt").write_text("seven apples", encoding="utf-8")
+    read = pages._Page(page[2])._read({"path": str(folder / "note.txt"), "name": "note.txt"})
+    assert read["tokens"] == 12 and not (folder / "note.txt").exists()
 
 
 def test_others_need_a_password(make_desk: MakeDesk, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -263,7 +264,11 @@ class _Page:
         path = Path(str((asked or {}).get("path"))).resolve()
         if not path.is_relative_to(Path(gradio.utils.get_upload_folder()).resolve()) or not path.is_file():
             return {"error": "This file was not uploaded. Drop it again."}
-        return self._desk.read(path, str((asked or {}).get("name") or path.name)[:200])
+        try:
+            return self._desk.read(path, str((asked or {}).get("name") or path.name)[:200])
+        finally:
+            with contextlib.suppress(OSError):  # its text is kept with the question; the copy need not lie about
+                path.unlink()
 
 
 def _part(name: str) -> None:

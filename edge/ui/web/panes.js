@@ -82,7 +82,7 @@
       edge.draw(list, JSON.stringify(chips), () => chips.map((chip) => make("li", { class: chip.error ? "bad" : "" },
         make("span", {}, chip.name),
         make("small", { role: "status" }, chip.error || (chip.tokens === undefined ? say("counting")
-          : say("of context", chip.tokens.toLocaleString(), chip.context.toLocaleString()) + (chip.tokens > chip.context ? ` · ${say("too long")}` : ""))),
+          : say("of context", chip.tokens.toLocaleString(), chip.context.toLocaleString()) + (chip.tokens > chip.context ? ` · ${say("too long")}` : "") + (chip.remarks ? ` · ${chip.remarks}` : ""))),
         make("button", { "aria-label": say("remove file", chip.name), onclick: () => { chips = chips.filter((other) => other !== chip); publish(); edge.field()?.focus(); } }, icon(icons.close)))));
     };
     const add = async (files) => {

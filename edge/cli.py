@@ -26,6 +26,7 @@ from edge.commands.parity import parity
 from edge.commands.plan import plan
 from edge.commands.reference import reference
 from edge.commands.serve import serve
+from edge.commands.tune import tune
 from edge.commands.verify import verify
 from edge.errors import EdgeError
 from edge.report import say
@@ -51,7 +52,7 @@ def cli() -> None:
 
 
 for command in (
-    export, verify, chat, ask, batch, ui, serve, devices, plan, canary, reference, parity, bench, doctor,
+    export, verify, chat, ask, batch, ui, serve, devices, plan, canary, reference, parity, bench, tune, doctor,
 ):  # fmt: skip
     cli.add_command(command)
 

@@ -79,7 +79,18 @@ def _difference(
     rounds = sorted(one.keys() & other.keys())
     if not rounds:
         return None
-    logs = np.array([math.log(other[number] / one[number]) for number in rounds])
+    return _of_pairs(case, metric, [one[number] for number in rounds], [other[number] for number in rounds], seed)
+
+
+def compare_values(
+    case: Case, metric: str, before: Sequence[float], after: Sequence[float], *, seed: int = 0
+) -> Difference:
+    """The same of values that are pairs already, all above 0."""
+    return _of_pairs(case, metric, before, after, seed)
+
+
+def _of_pairs(case: Case, metric: str, before: Sequence[float], after: Sequence[float], seed: int) -> Difference:
+    logs = np.array([math.log(new / old) for old, new in zip(before, after, strict=True)])
     # The median ratio, not the mean: one round that the machine spent elsewhere says nothing.
     draws = np.random.default_rng(seed).integers(0, len(logs), (_DRAWS, len(logs)))
     low, high = np.quantile(np.median(logs[draws], axis=1), [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
@@ -87,12 +98,12 @@ def _difference(
     return Difference(
         case=case,
         metric=metric,
-        before=statistics.median(one[number] for number in rounds),
-        after=statistics.median(other[number] for number in rounds),
+        before=statistics.median(before),
+        after=statistics.median(after),
         ratio=math.exp(float(np.median(logs))),
         low=math.exp(min(float(low), surely_low)),
         high=math.exp(max(float(high), surely_high)),
-        pairs=len(rounds),
+        pairs=len(before),
     )
 
 

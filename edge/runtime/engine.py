@@ -56,6 +56,8 @@ class Engine:
         self.device = settings.device
         self.context_length = opened.context
         self.max_prompt = opened.max_prompt
+        self.tuned = opened.tuned
+        """What of the settings `glm4-edge tune` found best here, in words; "" where nothing was."""
 
     @classmethod
     def load(cls, folder: Path, settings: Settings) -> Engine:

@@ -88,7 +88,12 @@ class Guarded:
     def device(self) -> str:
         """See `ChatEngine.device`; with what was made safer or faster, and whether it is a rehearsal."""
         settings = self._held.engine.settings
-        return label(settings) + (" with prompt lookup" if settings.prompt_lookup else "")
+        found = self._held.engine.tuned
+        return (
+            label(settings)
+            + (" with prompt lookup" if settings.prompt_lookup else "")
+            + (f", {found}" if found else "")
+        )
 
     @property
     def settings(self) -> Settings:

@@ -16,6 +16,7 @@ import click
 from edge import __version__
 from edge.commands.ask import ask
 from edge.commands.batch import batch
+from edge.commands.bench import bench
 from edge.commands.canary import canary
 from edge.commands.chat import chat
 from edge.commands.devices import devices
@@ -25,6 +26,7 @@ from edge.commands.parity import parity
 from edge.commands.plan import plan
 from edge.commands.reference import reference
 from edge.commands.serve import serve
+from edge.commands.tune import tune
 from edge.commands.ui import ui
 from edge.commands.verify import verify
 from edge.errors import EdgeError
@@ -50,7 +52,9 @@ def cli() -> None:
     """
 
 
-for command in (export, verify, chat, ask, batch, ui, serve, devices, plan, canary, reference, parity, doctor):
+for command in (
+    export, verify, chat, ask, batch, ui, serve, devices, plan, canary, reference, parity, bench, tune, doctor,
+):  # fmt: skip
     cli.add_command(command)
 
 

@@ -27,8 +27,15 @@ class Message:
     GLM-4's built-in tools by their type alone."""
 
 
-Conversation = Sequence[Message] | str
-"""What a model is asked: turns, which its chat template writes out, or a text to go on with as it stands."""
+@dataclass(frozen=True)
+class Tokens:
+    """A prompt that is tokens already, special ones included."""
+
+    ids: tuple[int, ...]
+
+
+Conversation = Sequence[Message] | str | Tokens
+"""What a model is asked: turns, which its chat template writes out, or a text or tokens to go on with as they stand."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,8 @@ class Sampling:
     """What the answer must look like; None: anything."""
     log_probs: bool = False
     """Give the log-probability of each token with it."""
+    ignore_eos: bool = False
+    """Go on past the tokens that end an answer, up to `max_new_tokens`: for measuring."""
     keep_special: bool = False
     """Leave special tokens in the text, such as the `<|assistant|>` between two calls of tools."""
 
@@ -73,6 +82,8 @@ class Usage:
     """Of the prompt, what came from the prefix cache and was not read again; None where that is not known."""
     stop_id: int | None = None
     """The stop token that ended the answer; None where something else did."""
+    token_seconds: tuple[float, ...] = ()
+    """When each token came, in seconds after the request; those that came together have the same."""
 
     @property
     def tokens_per_second(self) -> float | None:

@@ -23,21 +23,23 @@ ARROWS = {
     "export": {"model"},
     "tools": set(),
     "runtime": {"tools"},
+    "bench": {"runtime"},
     "documents": set(),
     "server": {"runtime", "tools", "documents"},
     "batch": {"server", "runtime"},
     "ui": {"runtime", "documents", "tools"},
     "report": set(),
-    "cli": {"model", "export", "runtime", "tools", "ui", "report", "documents", "server", "batch"},
+    "cli": {"model", "export", "runtime", "tools", "ui", "report", "documents", "server", "batch", "bench"},
 }
 # heavy package → the only files that may import it
 ONLY = {
-    "openvino_genai": {"runtime/pipelines.py"},
+    "openvino_genai": {"runtime/pipelines.py", "bench/worker.py"},
     "nncf": {"export/compress.py"},
     "openvino_tokenizers": {"export/tokenize.py", "export/whole_pieces.py"},
     "openvino_telemetry": set(),
     "torch": {"runtime/reference.py", "runtime/greedy.py"},  # the extra "reference"
     "gradio": {f"ui/web/{name}.py" for name in ("serving", "page", "controls", "compare")},
+    "matplotlib": {"bench/plot.py"},
     "pypdf": {"documents/pdf.py"},
     "docx": {"documents/office.py"},
     "pptx": {"documents/office.py"},

@@ -64,5 +64,7 @@ def test_what_cannot_be_looked_at(exported: Path, tmp_path: Path, capsys: pytest
     shutil.copy(exported / golden.FILE_NAME, older)
     assert _run(["canary", str(older), "--rehearse"]) == 1
     assert "was exported for cpu" in capsys.readouterr().err
+    assert _run(["canary", str(exported), "--rehearse", "--device", "GPU"]) == 2
+    assert "GPU is not rehearsed, the NPU is" in capsys.readouterr().err
     assert _run(["canary", str(tmp_path)]) == 1
     assert "holds no exported model" in capsys.readouterr().err

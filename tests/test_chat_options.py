@@ -42,6 +42,10 @@ def chat(folder: Path, *options: str) -> int:
         (["--device", "NPU", "--kv-precision", "f32"], "the NPU keeps no cache in f32"),
         (["--device", "gpu", "--kv-precision", "u4"], "the GPU keeps no cache in u4"),
         (["--device", "AUTO", "--kv-precision", "f32", "--no-fallback"], "the GPU keeps no cache in f32"),
+        (["--prompt-lookup", "--device", "NPU", "--rehearse"], "NPU has no --prompt-lookup"),
+        (["--prompt-lookup", "--device", "HETERO:GPU,CPU"], "HETERO:GPU,CPU has no --prompt-lookup"),
+        (["--prompt-lookup", "--sparse", "trishape"], "--prompt-lookup does not go with --sparse"),
+        (["--prompt-lookup", "--evict-beyond", "256"], "--prompt-lookup does not go with --evict-beyond"),
         (["--context", "9" * 400], "--context"), (["--evict-beyond", "9" * 400], "--evict-beyond"),
     ],
 )  # fmt: skip
@@ -73,3 +77,9 @@ def test_auto_leaves_out_what_its_device_cannot_have_and_says_so(
     assert wanted.properties == properties
     told = "The GPU keeps no cache in u4: --kv-precision is left out." in capsys.readouterr().err
     assert told is (options == ["--kv-precision", "u4"])
+
+
+@pytest.mark.parametrize("options", [[], ["--prompt-lookup"]])
+def test_prompt_lookup_is_asked_for(options: list[str], loaded: list[Settings], tmp_path: Path) -> None:
+    assert chat(tmp_path, *options) == 1
+    assert [settings.prompt_lookup for settings in loaded] == [bool(options)]

@@ -53,6 +53,20 @@ def test_the_export_is_as_large_as_forecast(
     assert facts["read"]["bytes"] == (folder / "model.safetensors").stat().st_size
 
 
+def test_what_is_there_already_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "c", scale=0.02, **SIZES)
+    argv = [str(folder), str(tmp_path / "out"), "--weights", "int8"]
+    assert dry_run(capsys, *argv)["already_made"] is None
+    assert _run(["export", *argv]) == 0
+    day = json.loads((tmp_path / "out" / "edge.json").read_text(encoding="utf-8"))["created"][:10]
+    capsys.readouterr()
+    assert dry_run(capsys, *argv)["already_made"] == day
+    assert _run(["export", *argv, "--dry-run"]) == 0
+    assert f"already, made on {day}: nothing would be done" in capsys.readouterr().out
+    assert dry_run(capsys, *argv, "--force")["already_made"] is None
+    assert dry_run(capsys, *argv[:2], "--weights", "bf16")["already_made"] is None
+
+
 def test_nothing_is_written(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "c", scale=0.02, **SIZES)
     before = tree(tmp_path)
@@ -67,8 +81,8 @@ def test_what_a_program_reads(capsys: pytest.CaptureFixture[str], tmp_path: Path
     folder = write_checkpoint(tmp_path / "c", scale=0.02, **SIZES)
     facts = dry_run(capsys, str(folder), str(tmp_path / "out"), "--for", "npu")
     assert set(facts) == {
-        "model", "parameters", "possible", "reason", "way_out", "download", "read", "write", "memory", "seconds",
-        "recipe", "steps",
+        "model", "parameters", "possible", "already_made", "reason", "way_out", "download", "read", "write", "memory",
+        "seconds", "recipe", "steps",
     }  # fmt: skip
     assert facts["possible"] is True and facts["reason"] is facts["download"] is None
     assert facts["memory"]["total_bytes"] >= facts["memory"]["available_bytes"] > 0

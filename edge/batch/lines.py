@@ -154,13 +154,17 @@ def _decoded(line: Line) -> str:
 def _parsed(line: Line) -> Any:
     text = _decoded(line)
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise BadLineError("the line holds half of a character", hint="Write it as valid Unicode.") from error
     except (ValueError, RecursionError) as error:
         why = error.msg if isinstance(error, json.JSONDecodeError) else "it nests too deeply, or has too long a number"
         raise BadLineError(
             f"the line is no JSON ({why[:1].lower()}{why[1:]})", code="invalid_json",
             hint="Write an object, or a prompt in quotes; a file whose lines are prompts as they stand is named .txt.",
         ) from error  # fmt: skip
+    return value
 
 
 def _line(number: int, text: bytes, plain: bool) -> Line:

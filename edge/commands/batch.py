@@ -9,7 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,13 +21,12 @@ from edge.errors import OutputError, UsageError
 from edge.report import progress_lines, say
 
 if TYPE_CHECKING:
+    from edge.batch.counts import Counts
     from edge.batch.journal import Journal
     from edge.batch.lines import Line
     from edge.batch.run import Answered, Given
     from edge.messages import Progress, Sampling
     from edge.runtime.interface import ChatEngine
-
-_FAULTS_SHOWN = 3
 
 
 @click.command()
@@ -73,8 +72,10 @@ def batch(
     given = Given(_defaults(asked), system)
     target = _target(source, out, as_json)
     data = _input(source)
-    lines = requests.split(data, plain=source.lower().endswith(".txt"))
-    begun = {"input": hashlib.sha256(data).hexdigest(), "setting": _settings(asked, system, options)}
+    plain = source.lower().endswith(".txt")
+    lines = requests.split(data, plain=plain)
+    settings = _settings(asked, system, options) | {"lines": "plain text" if plain else "JSON"}
+    begun: dict[str, Any] = {"input": hashlib.sha256(data).hexdigest(), "setting": settings}
     with alone(target) if target else contextlib.nullcontext():
         if target is not None:
             _check_begun(target, begun)
@@ -95,62 +96,6 @@ def batch(
         click.get_current_context().exit(1)
 
 
-@dataclass
-class Counts:
-    """What came of a batch."""
-
-    lines: int
-    before: int = 0
-    """Answered by an earlier run."""
-    failed: int = 0
-    """Of all lines."""
-    answers: int = 0
-    """Lines of this run that were answered."""
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    seconds: float = 0.0
-    faults: list[str] = field(default_factory=list)
-    """The first ones, for a person."""
-
-    def add(self, record: dict[str, Any], *, before: bool = False) -> None:
-        """Count a line; one that was answered before has no part in the throughput."""
-        from edge.batch.run import fault_of
-
-        fault = fault_of(record)
-        failed = fault is not None
-        if fault is not None and self.failed < _FAULTS_SHOWN:
-            self.faults.append(f"{record['custom_id']}: {fault}")
-        self.failed += failed
-        self.before += before
-        if not (before or failed):
-            used = record["response"]["body"]["usage"]
-            self.answers += 1
-            self.prompt_tokens += used["prompt_tokens"]
-            self.completion_tokens += used["completion_tokens"]
-
-    def sentence(self) -> str:
-        """For a person."""
-        told = [f"{self.lines:,} request{'s' * (self.lines != 1)}, {self.failed:,} failed"]
-        if self.before:
-            told.append(f"{self.before:,} answered before")
-        facts = self.facts()
-        if facts["tokens_per_second"] is not None:
-            told.append(f"{self.completion_tokens:,} tokens in {self.seconds:.1f} s")
-            told.append(f"{facts['tokens_per_second']:.1f} tokens/s, {facts['requests_per_second']:.2f} requests/s")
-        return ", ".join(told)
-
-    def facts(self) -> dict[str, Any]:
-        """For a program; throughput is that of this run, from the first request to the last answer."""
-        measured = self.answers and self.seconds
-        return {
-            "requests": self.lines, "failed": self.failed, "answered_before": self.before,
-            "prompt_tokens": self.prompt_tokens, "completion_tokens": self.completion_tokens,
-            "seconds": self.seconds,
-            "tokens_per_second": self.completion_tokens / self.seconds if measured else None,
-            "requests_per_second": self.answers / self.seconds if measured else None,
-        }  # fmt: skip
-
-
 def to_file(
     engine: ChatEngine, lines: Sequence[Line], given: Given, target: Path, begun: dict[str, Any]
 ) -> Counts:  # fmt: skip
@@ -159,6 +104,7 @@ def to_file(
     Raises:
         EdgeError: see `run` and `Journal`; what was answered is kept.
     """
+    from edge.batch.counts import Counts
     from edge.batch.journal import Journal
 
     with Journal.take_up(target, begun) as journal:
@@ -195,6 +141,7 @@ def to_stdout(engine: ChatEngine, lines: Sequence[Line], given: Given) -> Counts
         EdgeError: see `run`.
         OutputError: nobody reads them any more.
     """
+    from edge.batch.counts import Counts
     from edge.batch.journal import encoded
 
     counts, early, order = Counts(len(lines)), {}, iter(lines)

@@ -36,13 +36,16 @@ def canary(model: str, device: str, rehearse: bool, as_json: bool) -> None:
     """
     from edge import golden as goldens
     from edge.commands.named import exported
-    from edge.errors import DeviceError, ModelError
+    from edge.errors import DeviceError, ModelError, UsageError
     from edge.manifest import Manifest
     from edge.runtime import devices
     from edge.runtime.canary import Finding, thorough
     from edge.runtime.settings import Settings
     from edge.runtime.trial import run
 
+    named = devices.parse(device)
+    if rehearse and named not in (devices.AUTO, "NPU"):
+        raise UsageError(f"{named} is not rehearsed, the NPU is", hint="Write --device NPU --rehearse.")
     folder = exported(model, "NPU" if rehearse else device)
     made = Manifest.read(folder)
     golden = goldens.read(folder)

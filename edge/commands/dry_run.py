@@ -31,11 +31,13 @@ class _Plan:
     forecast: Forecast
     remote: Remote | None
     source: str
+    made: str | None
+    """When the same export was made that is there already; None where it is not, or the checkpoint is yet to come."""
 
 
 def rehearse(
     model: str, out: Path, *, target: str, weights: str, calibration_text: Path | None, revision: str | None,
-    overrides: dict[str, Any], as_json: bool,
+    overrides: dict[str, Any], as_json: bool, force: bool = False,
 ) -> None:  # fmt: skip
     """Print the plan. What no export would begin with raises here as it would there.
 
@@ -45,9 +47,9 @@ def rehearse(
     with progress_lines() as progress:
         plan = _planned(
             model, out, target=target, weights=weights, calibration_text=calibration_text, revision=revision,
-            overrides=overrides, progress=progress,
+            overrides=overrides, force=force, progress=progress,
         )  # fmt: skip
-    fault = _fault(plan)
+    fault = None if plan.made is not None else _fault(plan)
     click.echo(json.dumps(_as_json(plan, fault), indent=2) if as_json else _as_table(plan, fault))
     if fault is not None:
         raise fault
@@ -56,14 +58,15 @@ def rehearse(
 def facts(model: str, out: Path, *, target: str, progress: Progress) -> dict[str, Any]:
     """What `--dry-run --json` prints of an int4 export; want of disk or memory is in it, not raised."""
     plan = _planned(
-        model, out, target=target, weights="int4", calibration_text=None, revision=None, overrides={}, progress=progress
-    )
+        model, out, target=target, weights="int4", calibration_text=None, revision=None, overrides={}, force=True,
+        progress=progress,
+    )  # fmt: skip
     return _as_json(plan, _fault(plan))
 
 
 def _planned(
     model: str, out: Path, *, target: str, weights: str, calibration_text: Path | None, revision: str | None,
-    overrides: dict[str, Any], progress: Progress,
+    overrides: dict[str, Any], force: bool, progress: Progress,
 ) -> _Plan:  # fmt: skip
     from edge.export import forecast, pipeline
     from edge.export.recipe import Recipe
@@ -80,16 +83,17 @@ def _planned(
         recipe.check(spec, target)
         pipeline.user_text(recipe, calibration_text)
         pipeline.check_dtype(recipe, found.dtype)
-        size, source = found.weight_bytes, str(found.cache)
+        size, source, made = found.weight_bytes, str(found.cache), None
     else:
         job = pipeline.prepare(found, out, target=target, make_recipe=make_recipe, calibration_text=calibration_text)
         spec, recipe, checkpoint = job.checkpoint.spec, job.recipe, job.checkpoint
         size = sum(path.stat().st_size for path in checkpoint.shards)
         source = str(found.folder)
+        made = None if force else pipeline.earlier(job, progress)
     rates = forecast.measure(spec, recipe, checkpoint, progress)
     figures = forecast.forecast(spec, recipe, weight_bytes=size, rates=rates)
     remote = found if isinstance(found, Remote) else None
-    return _Plan(model, out, spec, recipe, figures, remote, source)
+    return _Plan(model, out, spec, recipe, figures, remote, source, None if made is None else made.created[:10])
 
 
 def _fault(plan: _Plan) -> EdgeError | None:
@@ -132,6 +136,7 @@ def _as_json(plan: _Plan, fault: EdgeError | None) -> dict[str, Any]:
         "model": plan.model,
         "parameters": figures.parameters,
         "possible": fault is None,
+        "already_made": plan.made,
         "reason": None if fault is None else fault.message,
         "way_out": None if fault is None else fault.hint,
         "download": download,
@@ -172,6 +177,11 @@ def _as_table(plan: _Plan, fault: EdgeError | None) -> str:
 
 
 def _verdict(facts: dict[str, Any]) -> str:
+    if facts["already_made"]:
+        return (
+            f"this export is in {facts['write']['to']} already, made on {facts['already_made']}: nothing would be "
+            "done; the above is what --force takes"
+        )
     if not facts["possible"]:
         return f"no: {facts['reason']}"
     if facts["memory"]["bytes"] > facts["memory"]["available_bytes"]:

@@ -104,7 +104,7 @@ def export(
         with without_torch():
             rehearse(
                 model, folder, target=target, weights=weights, calibration_text=calibration_text, revision=revision,
-                overrides=overrides, as_json=as_json,
+                overrides=overrides, as_json=as_json, force=force,
             )  # fmt: skip
         return
     folder, made, fresh = export_model(

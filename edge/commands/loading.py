@@ -60,6 +60,12 @@ DEVICE_OPTIONS = (
         metavar="TOKENS",
         help="Forget the least used tokens above so many: less memory, and worse.",
     ),
+    click.option(
+        "--prompt-lookup",
+        is_flag=True,
+        help="Guess from the conversation how the answer goes on, and check it: faster where an answer repeats "
+        "what was read, as in editing a text.",
+    ),
 )
 """Those that say how a model is loaded; the same for every command that loads one."""
 
@@ -77,7 +83,7 @@ class Wanted:
 
 def look(
     model: str, *, read: Callable[[], str | None], device: str, no_fallback: bool, rehearse: bool, context: int | None,
-    kv_precision: str | None, sparse: Sparse | None, evict_beyond: int | None, yes: bool,
+    kv_precision: str | None, sparse: Sparse | None, evict_beyond: int | None, prompt_lookup: bool, yes: bool,
 ) -> Wanted:  # fmt: skip
     """Refuse what cannot be, read the piped prompt if there is one, and export a model that is not exported yet.
 
@@ -87,6 +93,7 @@ def look(
     from edge.npu import REHEARSED
     from edge.runtime import devices
     from edge.runtime import plan as plans
+    from edge.runtime.pipelines import check_lookup
     from edge.runtime.settings import Settings
 
     named = devices.parse(device)
@@ -101,7 +108,12 @@ def look(
     if rehearse:
         say(f"This is a rehearsal {REHEARSED}: it shows the fixed shapes, and is slow.")
     properties = {} if kv_precision is None else {"KV_CACHE_PRECISION": kv_precision}
-    wanted = Settings(named, properties, context=context, rehearse=rehearse, sparse=sparse, evict_beyond=evict_beyond)
+    wanted = Settings(
+        named, properties, context=context, rehearse=rehearse, sparse=sparse, evict_beyond=evict_beyond,
+        prompt_lookup=prompt_lookup,
+    )  # fmt: skip
+    if prompt_lookup:
+        check_lookup(wanted)
     if named == "NPU" and (sparse or evict_beyond):
         raise UsageError("the NPU has neither --sparse nor --evict-beyond", hint="Leave them out, or take the CPU.")
     if kv_precision is not None and named != devices.AUTO:

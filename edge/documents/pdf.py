@@ -20,19 +20,27 @@ def read(path: Path, name: str, progress: Progress) -> Document:
     Raises:
         DocumentError: it is protected by a password, damaged, or has pictures of text only.
     """
+    from pypdf.errors import DependencyError
+
     with _quiet(), path.open("rb") as file:
         try:
             pages = _pages(path, file, progress, name)
         except (EdgeError, OSError, MemoryError):
             raise
+        except DependencyError as error:
+            raise DocumentError(
+                f"{path} is encrypted with AES, which needs the package 'cryptography'",
+                hint="Install it with: pip install cryptography",
+            ) from error
         except RecursionError as error:
             raise damaged(path, "its parts hold each other") from error
         except Exception as error:  # pypdf meets a damaged file with whatever its code stumbled on
             raise damaged(path, str(error) or type(error).__name__) from error
     empty = [number for number, page in enumerate(pages, 1) if not page.strip()]
     if len(empty) == len(pages):
+        many = f"{len(pages):,} page{'s' * (len(pages) != 1)}"
         raise DocumentError(
-            f"{path} has no text, only pictures of {len(pages):,} page{'s' * (len(pages) != 1)}: it was scanned",
+            f"{path} has no text, only {many} of pictures: it seems to be scanned",
             hint="Let a program for text recognition (OCR) put the text into it first.",
         )
     return assemble(name, "page", pages, [_pictures(name, empty)] if empty else [])
@@ -40,18 +48,11 @@ def read(path: Path, name: str, progress: Progress) -> Document:
 
 def _pages(path: Path, file: Any, progress: Progress, name: str) -> list[str]:
     from pypdf import PasswordType, PdfReader
-    from pypdf.errors import DependencyError
 
-    try:
-        reader = PdfReader(file)
-        # Many a PDF is encrypted with no password to open it, only one to change it.
-        if reader.is_encrypted and reader.decrypt("") == PasswordType.NOT_DECRYPTED:
-            raise DocumentError(f"{path} is protected by a password", hint="Save it without one first.")
-    except DependencyError as error:
-        raise DocumentError(
-            f"{path} is encrypted with AES, which needs the package 'cryptography'",
-            hint="Install it with: pip install cryptography",
-        ) from error
+    reader = PdfReader(file)
+    # Many a PDF is encrypted with no password to open it, only one to change it.
+    if reader.is_encrypted and reader.decrypt("") == PasswordType.NOT_DECRYPTED:
+        raise DocumentError(f"{path} is protected by a password", hint="Save it without one first.")
     total, texts = len(reader.pages), []
     if not total:
         raise damaged(path, "it has no pages")

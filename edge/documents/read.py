@@ -96,7 +96,7 @@ def _office(path: Path) -> str:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(item.file_size for item in archive.infolist())
             names = set(archive.namelist())
-    except (zipfile.BadZipFile, NotImplementedError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError) as error:
         raise damaged(path, str(error)) from error
     if unpacked > LARGEST_FILE:
         raise _too_large(path, f"{unpacked / 1e6:,.0f} MB when unpacked", f"{LARGEST_FILE / 1e6:,.0f} MB")

@@ -59,6 +59,9 @@ class Batching:
         name: of the device, for messages.
         room: tokens in the cache.
         block: tokens that it gives away at once.
+        guessed: tokens that the pipeline guesses at each step. What it has guessed for an answer that a step then has
+            no room for, GenAI (2026.4.1) takes for said: with it, room is kept for whole answers, and there is always
+            room.
     """
 
     def __init__(
@@ -70,17 +73,20 @@ class Batching:
         *,
         room: int,
         block: int = 32,
+        guessed: int = 0,
     ) -> None:
         self._pipeline = pipeline
         self._tensor = tensor
         self._room = room
         self._block = block
+        self._guessed = guessed
         self._next: deque[_Request] = deque()  # asked for, but there is no room yet
         self._finished = finished
         self._name = name
         self._numbers = itertools.count()
         self._waiting: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._active: list[_Request] = []
+        self._leaving: list[_Request] = []  # ended from here, and in the cache until the next step is over
         self._broken: BaseException | None = None
         self._cache_share: float | None = None
         self._closed = threading.Event()
@@ -122,7 +128,10 @@ class Batching:
 
     def _work(self) -> None:
         while True:
-            self._next.extend(self._fresh(wait=not self._has_work()))
+            idle = not self._has_work()
+            if idle and self._cache_share is not None:
+                self._cache_share = 0.0  # the pipeline's own figure stays at that of the last step
+            self._next.extend(self._fresh(wait=idle))
             if self._closed.is_set():
                 for request in (*self._active, *self._next):
                     self._end(request, _closed())
@@ -131,6 +140,7 @@ class Batching:
                 self._admit()
                 if self._has_work():
                     self._pipeline.step()
+                    self._leaving.clear()
                     self._cache_share = self._pipeline.get_metrics().cache_usage / 100
                 for request in list(self._active):
                     self._after_step(request)
@@ -139,7 +149,7 @@ class Batching:
 
     @property
     def cache_share(self) -> float | None:
-        """How much of the KV cache was taken after the last step, 0 to 1; None before the first."""
+        """How much of the KV cache the answers under way took at the last step, 0 to 1; None before the first."""
         return self._cache_share
 
     def _has_work(self) -> bool:
@@ -165,6 +175,7 @@ class Batching:
                 self._pipeline.step()
         except Exception as again:  # it does not recover; who asks from now on is told the same
             self._broken = again
+        self._leaving.clear()
 
     def _fresh(self, *, wait: bool) -> list[_Request]:
         found: deque[Any] = deque()
@@ -188,17 +199,19 @@ class Batching:
             self._next.remove(request)
             self._end(request, error)
         while self._next:
-            taken = sum(map(self._need, self._active))
-            if self._active and taken + self._need(self._next[0]) > self._room:
+            there = [*self._active, *self._leaving]
+            taken = sum(map(self._need, there))
+            if there and taken + self._need(self._next[0]) > self._room:
                 return
             self._begin(self._next.popleft())
 
     def _need(self, request: _Request) -> int:
         """Tokens of the cache to keep for an answer. One whose form is prescribed cannot go on in the middle."""
-        left: int = request.config.max_new_tokens
-        if request.config.structured_output_config is None:
+        left: int = request.config.max_new_tokens - (len(request.tokens) - request.resumed_at)
+        if request.config.structured_output_config is None and not self._guessed:
             left = min(left, _FORESEEN)
-        blocks = -(-(len(request.token_ids) + len(request.tokens) + left) // self._block) + 1
+        tokens = len(request.token_ids) + len(request.tokens) + left + self._guessed
+        blocks = -(-tokens // self._block) + 1
         return blocks * self._block
 
     def _begin(self, request: _Request) -> None:
@@ -226,13 +239,20 @@ class Batching:
         request.tokens += ids
         request.log_probs += log_probs
         over, dropped = self._finished(request.handle.get_status())
-        going_on = request.write(ids, log_probs)
+        try:
+            going_on = request.write(ids, log_probs)
+        except Exception as error:  # the asker's own, and no matter of the others
+            request.handle.cancel()
+            self._leaving.append(request)
+            self._end(request, error)
+            return
         if dropped and going_on:
             self._again(request)
         elif over:
             self._end(request, None)
         elif not going_on:
             request.handle.cancel()
+            self._leaving.append(request)
             self._end(request, None)
 
     def _again(self, request: _Request) -> None:

@@ -127,7 +127,7 @@ def automatic(manifest: Manifest | None, present: Sequence[str], ask: Ask = ask)
     order = ["NPU", "GPU", "CPU"] if manifest is not None and manifest.target == "npu" else ["GPU", "CPU"]
     found = {kind: [name for name in present if name.split(".")[0] == kind] for kind in order}
     if len(found["GPU"]) > 1:
-        found["GPU"].sort(key=lambda name: (_discrete(name, ask), _memory(name, "TOTAL", ask) or 0), reverse=True)
+        found["GPU"].sort(key=lambda name: (discrete(name, ask), _memory(name, "TOTAL", ask) or 0), reverse=True)
     return [name for names in found.values() for name in names]
 
 
@@ -151,12 +151,13 @@ def room(device: str, machine: Machine | None = None, ask: Ask = ask) -> Room:
     told = _memory(device, "TOTAL", ask)
     if not told:
         return Room(here.total, here.available, f"the {device} can have all of this machine's memory")
-    if _discrete(device, ask):
+    if discrete(device, ask):
         return Room(told, told, f"nothing else is in the {device}'s memory")
     return Room(min(here.total, told), min(here.available, told))
 
 
-def _discrete(device: str, ask: Ask) -> bool:
+def discrete(device: str, ask: Ask = ask) -> bool:
+    """Whether the device has memory of its own."""
     return "discrete" in str(ask(device, "DEVICE_TYPE")).lower()
 
 

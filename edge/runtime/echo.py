@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Generator, Sequence
 
 from edge.errors import UsageError
-from edge.messages import Chunk, Conversation, Sampling
+from edge.messages import Chunk, Conversation, Sampling, Tokens
 from edge.runtime import sampling as samplings
 from edge.runtime.context import room_for_answer
 from edge.runtime.prefix import Reading
@@ -44,17 +45,27 @@ class EchoEngine:
         self, conversation: Conversation, sampling: Sampling, cancelled: threading.Event | None = None
     ) -> Generator[Chunk, None, None]:
         """See `ChatEngine.stream`."""
+        return self._stream(conversation, sampling, cancelled, self._running.asked())
+
+    def _stream(
+        self, conversation: Conversation, sampling: Sampling, cancelled: threading.Event | None, asked: object
+    ) -> Generator[Chunk, None, None]:
         started = time.perf_counter()
         samplings.check(sampling)
         prompt_tokens = self.count_tokens(conversation)
         room = room_for_answer(prompt_tokens, self.context_length, sampling.max_new_tokens)
         if sampling.grammar is not None or sampling.log_probs:
             raise UsageError("echo has no model to constrain, and no log-probabilities", hint="Load a model.")
-        if isinstance(conversation, str):
+        if isinstance(conversation, Tokens):
+            said = ["".join(map(chr, conversation.ids))]
+        elif isinstance(conversation, str):
             said = [conversation]
         else:
             said = [message.content for message in conversation if message.role == "user"]
-        tokens = [*map(ord, said[-1] if said else ""), STOP_ID][:room]
+        tokens = [*map(ord, said[-1] if said else ""), STOP_ID]
+        if sampling.ignore_eos:
+            tokens = list(itertools.islice(itertools.cycle(tokens), room))
+        del tokens[room:]
 
         def produce(write: Write) -> None:
             time.sleep(self._prefill_seconds)
@@ -63,12 +74,12 @@ class EchoEngine:
                 if not write([token]):
                     return
 
-        with self._running.begin(cancelled) as ended:
+        with self._running.begin(cancelled, asked=asked) as ended:
             yield from stream_tokens(
                 produce,
                 decode=lambda ids: "".join(map(chr, ids)),
                 reading=Reading(prompt_tokens),
-                stop_ids=frozenset({STOP_ID}),
+                stop_ids=frozenset() if sampling.ignore_eos else frozenset({STOP_ID}),
                 stop=sampling.stop,
                 lock=self._lock,
                 cancelled=ended,
@@ -81,6 +92,8 @@ class EchoEngine:
 
     def count_tokens(self, conversation: Conversation) -> int:
         """Characters of the text, or of all messages."""
+        if isinstance(conversation, Tokens):
+            return len(conversation.ids)
         if isinstance(conversation, str):
             return len(conversation)
         return sum(len(message.content) for message in conversation)

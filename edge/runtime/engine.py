@@ -13,7 +13,7 @@ from typing import Any
 
 from edge.errors import DeviceError, EdgeError, ModelError, UsageError
 from edge.manifest import Manifest
-from edge.messages import Chunk, Conversation, Message, Sampling
+from edge.messages import Chunk, Conversation, Message, Sampling, Tokens
 from edge.npu import check_prompt
 from edge.runtime import sampling as samplings
 from edge.runtime.context import room_for_answer
@@ -38,7 +38,7 @@ class Engine:
         pipeline = opened.pipeline
         self._backend: Backend | None = opened.backend
         self._tokenizer = pipeline.get_tokenizer()
-        self._defaults = pipeline.get_config if hasattr(pipeline, "get_config") else pipeline.get_generation_config
+        self._defaults = opened.defaults
         self._stop_ids = frozenset(manifest.stop_ids)
         self._together = opened.together
         self._turn: Turn = threading.Lock() if opened.together == 1 else threading.Semaphore(opened.together)
@@ -47,6 +47,7 @@ class Engine:
         self._closing = threading.Lock()
         self._template = Template(str(self._tokenizer.chat_template))
         self._step_tokens = opened.step_tokens
+        self._guesses = opened.guesses
         block = BLOCK.get(settings.device.partition(".")[0], 32)
         self._prefixes = PrefixMemory(block) if opened.step_tokens else None
         self.manifest = manifest
@@ -55,6 +56,8 @@ class Engine:
         self.device = settings.device
         self.context_length = opened.context
         self.max_prompt = opened.max_prompt
+        self.tuned = opened.tuned
+        """What of the settings `glm4-edge tune` found best here, in words; "" where nothing was."""
 
     @classmethod
     def load(cls, folder: Path, settings: Settings) -> Engine:
@@ -93,9 +96,14 @@ class Engine:
 
         `Usage.completion_tokens` counts what the model computed: the stop token too, where it ended so.
         """
+        return self._stream(conversation, sampling, cancelled, self._running.asked())
+
+    def _stream(
+        self, conversation: Conversation, sampling: Sampling, cancelled: threading.Event | None, asked: object
+    ) -> Generator[Chunk, None, None]:
         started = time.perf_counter()
         samplings.check(sampling)
-        with self._running.begin(cancelled) as ended:
+        with self._running.begin(cancelled, asked=asked) as ended:
             prompt = self.encode(conversation)
             reading = Reading(len(prompt), step_tokens=self._step_tokens)
             config = self._config(sampling, self._room(reading.tokens, sampling.max_new_tokens))
@@ -103,7 +111,7 @@ class Engine:
                 lambda write: self._generate(prompt, config, write, reading),
                 decode=functools.partial(self._decode, special=sampling.keep_special),
                 reading=reading,
-                stop_ids=self._stop_ids,
+                stop_ids=frozenset() if sampling.ignore_eos else self._stop_ids,
                 stop=sampling.stop,
                 lock=self._turn,
                 cancelled=ended,
@@ -178,7 +186,8 @@ class Engine:
             for _ in range(self._together):  # all who answer
                 held.enter_context(self._turn_held())
             self._backend.close()
-            self._backend = self._tokenizer = self._defaults = None
+            self._backend = self._tokenizer = None
+            self._defaults = _gone  # it may hold the pipeline
 
     @contextlib.contextmanager
     def _turn_held(self) -> Iterator[None]:
@@ -211,9 +220,11 @@ class Engine:
 
         Raises:
             ModelError: the model has been closed, or has no chat template, or one that refuses the conversation.
-            UsageError: the text is no Unicode.
+            UsageError: the text is no Unicode, or a token none of the model's.
         """
         self._open_tokenizer()
+        if isinstance(conversation, Tokens):
+            return self._known(conversation.ids)
         text = conversation if isinstance(conversation, str) else self._written(conversation)
         try:
             text.encode()
@@ -222,6 +233,16 @@ class Engine:
                 f"the text holds half of a character, {text[error.start]!r}", hint="Send it as valid Unicode."
             ) from error
         return self._ids(text, special=isinstance(conversation, str))
+
+    def _known(self, ids: Sequence[int]) -> list[int]:
+        size = self.manifest.architecture.vocab_size
+        strange = next((each for each in ids if not 0 <= each < size), None)
+        if strange is not None or not ids:
+            raise UsageError(
+                "a prompt of no tokens" if strange is None else f"{strange} is no token of {self.name}",
+                hint=f"Send tokens from 0 to {size - 1}.",
+            )
+        return list(ids)
 
     def _written(self, messages: Sequence[Message]) -> str:
         try:
@@ -243,6 +264,8 @@ class Engine:
         config.max_new_tokens = max_new_tokens
         config.stop_token_ids = set(self._stop_ids)
         config.eos_token_id = min(self._stop_ids, default=-1)
+        if sampling.ignore_eos:
+            config.ignore_eos, config.stop_token_ids = True, set()
         config.do_sample = samplings.draws(sampling, config.do_sample)
         if config.do_sample:
             if sampling.temperature is not None:
@@ -263,6 +286,7 @@ class Engine:
             config.logprobs = 1
         if sampling.grammar is not None:
             config.structured_output_config = constrained(sampling.grammar)
+        config.num_assistant_tokens, config.max_ngram_size = self._guesses
         # Left alone, GenAI seeds every generation with 0: each sampled answer would be the same one.
         config.rng_seed = secrets.randbits(32) if sampling.seed is None else sampling.seed
         return config
@@ -308,6 +332,10 @@ def _not_loaded(error: Exception, folder: Path, device: str) -> EdgeError:
 
 def _go_on(ids: Sequence[int], log_probs: Sequence[float] = (), /) -> bool:
     return True
+
+
+def _gone() -> Any:
+    raise _closed()
 
 
 def _closed() -> ModelError:

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Sequence
 
 from edge.errors import ContextError
-from edge.messages import Conversation, Message, Sampling
+from edge.messages import Conversation, Message, Sampling, Tokens
 from edge.runtime.context import Fitted, Policy, answer_reserve, dropped_sentence, fit
 from edge.runtime.interface import ChatEngine
 
@@ -16,12 +16,12 @@ def fitted(
 ) -> tuple[Conversation, str | None]:
     """What the engine is to read of `conversation`, and a sentence where that is less than at the question before.
 
-    It follows from the conversation alone, so that many may be held at once. A raw text passes as it is.
+    It follows from the conversation alone, so that many may be held at once. A raw text or tokens pass as they are.
 
     Raises:
         ContextError: what must be read does not fit, or something does not and `policy` is "refuse".
     """
-    if isinstance(conversation, str):
+    if isinstance(conversation, str | Tokens):
         return conversation, None
     now = _fit(engine, conversation, sampling, policy)
     if not now.dropped_turns:

@@ -86,8 +86,14 @@ class Guarded:
 
     @property
     def device(self) -> str:
-        """See `ChatEngine.device`; with what was made safer, and whether it is a rehearsal."""
-        return label(self._held.engine.settings)
+        """See `ChatEngine.device`; with what was made safer or faster, and whether it is a rehearsal."""
+        settings = self._held.engine.settings
+        found = self._held.engine.tuned
+        return (
+            label(settings)
+            + (" with prompt lookup" if settings.prompt_lookup else "")
+            + (f", {found}" if found else "")
+        )
 
     @property
     def settings(self) -> Settings:
@@ -138,7 +144,12 @@ class Guarded:
         Raises:
             EdgeError: also why the model could not be opened again, where the device had to be left.
         """
-        with self._running.begin(cancelled) as ended:
+        return self._stream(conversation, sampling, cancelled, self._running.asked())
+
+    def _stream(
+        self, conversation: Conversation, sampling: Sampling, cancelled: threading.Event | None, asked: object
+    ) -> Generator[Chunk, None, None]:
+        with self._running.begin(cancelled, asked=asked) as ended:
             answer = Answer(ended, watched=not self._left_in_peace())
             engine = self._held.usable(ended)
             if engine is not None:

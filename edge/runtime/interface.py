@@ -38,7 +38,8 @@ class ChatEngine(Protocol):
 
     @property
     def cache_share(self) -> float | None:
-        """How much of the KV cache was taken after the last step, 0 to 1; None where that is not told."""
+        """How much of the KV cache the answers under way take, 0 to 1: 0 while there are none. None where that is not
+        told. What the prefix cache keeps does not count: whoever needs its room has it."""
 
     @property
     def together(self) -> int:
@@ -49,8 +50,8 @@ class ChatEngine(Protocol):
     ) -> Generator[Chunk, None, None]:
         """Answer a conversation, or go on with a text, piece by piece; the last chunk carries the usage.
 
-        Closing the iterator early ends the generation, as do `cancel` and setting `cancelled`, which may be done from
-        any thread, also while the prompt is still being read.
+        Nothing is done before the first piece is asked for. Closing the iterator early ends the generation, as do
+        `cancel` and setting `cancelled`, which may be done from any thread, also while the prompt is still being read.
 
         Raises:
             ContextError: the conversation leaves no room for an answer.
@@ -59,7 +60,7 @@ class ChatEngine(Protocol):
         """
 
     def cancel(self) -> None:
-        """End every generation under way; their last chunks say "cancelled". Safe from any thread."""
+        """End every generation asked for until now; their last chunks say "cancelled". Safe from any thread."""
 
     def count_tokens(self, conversation: Conversation) -> int:
         """Tokens of the conversation as the model would read it, the opening of the answer included."""

@@ -11,27 +11,30 @@ class Arrivals:
 
     started: float
     """When the answer was asked for."""
-    tokens: int = 0
-    _first: float | None = field(default=None, repr=False)
-    _first_count: int = field(default=0, repr=False)
-    _last: float = field(default=0.0, repr=False)
+    times: list[float] = field(default_factory=list)
+    """Of each token."""
 
     def add(self, at: float, count: int) -> None:
         """Note that `count` tokens came at time `at`."""
-        if count < 1:
-            return
-        if self._first is None:
-            self._first, self._first_count = at, count
-        self._last = at
-        self.tokens += count
+        self.times += [at] * count
+
+    @property
+    def tokens(self) -> int:
+        """How many came."""
+        return len(self.times)
+
+    @property
+    def token_seconds(self) -> tuple[float, ...]:
+        """When each token came, in seconds after the request."""
+        return tuple(at - self.started for at in self.times)
 
     @property
     def ttft_seconds(self) -> float | None:
         """Time to first token: from the request, waiting included. None while there is none."""
-        return None if self._first is None else self._first - self.started
+        return self.times[0] - self.started if self.times else None
 
     @property
     def tpot_seconds(self) -> float | None:
         """Mean time for each token after those that came first. None if none did."""
-        later = self.tokens - self._first_count
-        return None if self._first is None or later < 1 else (self._last - self._first) / later
+        later = self.tokens - self.times.count(self.times[0]) if self.times else 0
+        return None if later < 1 else (self.times[-1] - self.times[0]) / later

@@ -31,8 +31,12 @@ class Beside(ABC):
         self._name = name
 
     def start(self) -> None:
-        """Begin."""
-        threading.Thread(target=self._run, name=self._name).start()
+        """Begin. Where there is no thread to be had, it is over at once, with that as its error."""
+        try:
+            threading.Thread(target=self._run, name=self._name).start()
+        except RuntimeError as error:
+            self.error = error
+            self.over.set()
 
     def wait(self, cancelled: threading.Event) -> bool:
         """Until it is over, which is True, or `cancelled` is set. In pieces: Windows does not interrupt a long wait."""

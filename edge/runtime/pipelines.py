@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,11 +12,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from edge import precise
+from edge.errors import UsageError
 from edge.files import home
 from edge.grammar import Amid, Anything, Grammar, InTurn, JsonOf, Literally, Matching, OneOf, Several
 from edge.manifest import Manifest
 from edge.npu import npu_properties
-from edge.runtime import devices
+from edge.runtime import devices, tuned
 from edge.runtime.batching import Batching
 from edge.runtime.compiled import compiled_folder
 from edge.runtime.plan import BLOCK
@@ -22,8 +25,11 @@ from edge.runtime.prefix import Reading
 from edge.runtime.scheduling import npu_schedule, schedule
 from edge.runtime.settings import Settings
 from edge.runtime.stream import Write
+from edge.runtime.tuned import Tuned
 from edge.tools.schema import ebnf
 
+GUESSED, ALIKE = 5, 3
+"""Of prompt lookup: tokens guessed at each step, and the longest run that has to have come before in the same way."""
 TOGETHER = 8
 """Answers at once; one more waits. Decode on two cores gains little above."""
 
@@ -41,7 +47,7 @@ class Backend(Protocol):
 
     @property
     def cache_share(self) -> float | None:
-        """How much of the KV cache is taken, 0 to 1; None where that is not told."""
+        """How much of the KV cache the answers under way take, 0 to 1; None where that is not told."""
 
 
 @dataclass(frozen=True)
@@ -52,19 +58,28 @@ class Opened:
     backend: Backend
     context: int
     """Tokens of prompt and answer together."""
+    defaults: Callable[[], Any]
+    """A fresh `GenerationConfig` as the checkpoint has it."""
     max_prompt: int | None = None
     """Tokens a prompt may have, where that is less than the context (the NPU's fixed shapes)."""
     together: int = 1
     """Answers that it makes at once."""
     step_tokens: int = 0
     """Of a prompt that are read between two looks at whether to go on; 0: that is not known, nor what is kept of it."""
+    guesses: tuple[int, int] = (0, 0)
+    """`num_assistant_tokens` and `max_ngram_size` that every request has to have."""
+    tuned: str = ""
+    """What of that `glm4-edge tune` found, in words."""
 
 
 def open_pipeline(folder: Path, settings: Settings, manifest: Manifest) -> Opened:
     """Load the model; what goes wrong is raised as OpenVINO says it."""
     import openvino_genai
 
-    properties = _properties(folder, settings, manifest)
+    found = tuned.read(folder, settings.device) if settings.tuned and not settings.rehearse else None
+    if found is not None and settings.step_tokens is None:
+        settings = dataclasses.replace(settings, step_tokens=found.step_tokens)
+    properties = _properties(folder, settings, manifest, found)
     context = min(manifest.architecture.context_length, settings.context or 2**31)
     max_prompt = None
     source = folder
@@ -73,17 +88,45 @@ def open_pipeline(folder: Path, settings: Settings, manifest: Manifest) -> Opene
     if settings.device == "NPU":
         max_prompt, response = npu_schedule(folder, settings)
         context = max_prompt + response
+    if settings.prompt_lookup:
+        check_lookup(settings)
     if not devices.together(settings.device) or properties.get("ATTENTION_BACKEND") == "SDPA":
         pipeline = openvino_genai.LLMPipeline(str(source), settings.device, **properties)
-        return Opened(pipeline, OneByOne(pipeline), context, max_prompt)
+        return Opened(pipeline, OneByOne(pipeline), context, pipeline.get_generation_config, max_prompt)
     properties = {name: value for name, value in properties.items() if name != "ATTENTION_BACKEND"}  # it has one
     context, values = schedule(folder, settings)
+    guesses = (GUESSED, ALIKE) if settings.prompt_lookup else (0, 0)
+    if settings.prompt_lookup:
+        properties["prompt_lookup"] = True
     pipeline = openvino_genai.ContinuousBatchingPipeline(str(source), _scheduler(values), settings.device, properties)
-    step = values["max_num_batched_tokens"] if values["enable_prefix_caching"] else 0
+    defaults = pipeline.get_config
+    own = source / "generation_config.json"
+    if settings.prompt_lookup and own.is_file():  # which GenAI (2026.4.1) then forgets, the penalty in it, too
+        defaults = functools.partial(openvino_genai.GenerationConfig, str(own))
+    # Of an answer's end, another part is found again where it was guessed: how much is then not said.
+    told = values["enable_prefix_caching"] and not settings.prompt_lookup
+    step = values["max_num_batched_tokens"] if told else 0
     block = BLOCK.get(settings.device.partition(".")[0], 32)
     room = values["num_kv_blocks"] * block
-    backend = Batching(pipeline, _tensor, _outcome, settings.device, room=room, block=block)
-    return Opened(pipeline, backend, context, None, TOGETHER, step)
+    backend = Batching(pipeline, _tensor, _outcome, settings.device, room=room, block=block, guessed=guesses[0])
+    said = "" if found is None else found.said
+    return Opened(pipeline, backend, context, defaults, None, TOGETHER, step, guesses, said)
+
+
+def check_lookup(settings: Settings) -> None:
+    """Refuse what prompt lookup does not go with.
+
+    Raises:
+        UsageError: says what that is.
+    """
+    if not devices.together(settings.device) or settings.properties.get("ATTENTION_BACKEND") == "SDPA":
+        where = settings.device if not devices.together(settings.device) else "the SDPA attention backend"
+        raise UsageError(
+            f"{where} has no --prompt-lookup", hint="Leave it out, or use the CPU or one GPU with paged attention."
+        )
+    if settings.sparse or settings.evict_beyond:
+        name = "--sparse" if settings.sparse else "--evict-beyond"
+        raise UsageError(f"--prompt-lookup does not go with {name}", hint="Leave one of them out.")
 
 
 def constrained(grammar: Grammar) -> Any:
@@ -164,9 +207,12 @@ def _streamer(write: Write) -> Any:
     return Streamer()
 
 
-def _properties(folder: Path, settings: Settings, manifest: Manifest) -> dict[str, Any]:
-    """Of the plugin: its better defaults, the precision and the device's shapes, and over them what was asked for."""
+def _properties(folder: Path, settings: Settings, manifest: Manifest, found: Tuned | None) -> dict[str, Any]:
+    """Of the plugin: its better defaults, what was found best here, the precision and the device's shapes, and over
+    them what was asked for."""
     properties = devices.default_properties(settings.device, manifest)
+    if found is not None:
+        properties |= found.properties
     if settings.precision == "f32":
         properties["INFERENCE_PRECISION_HINT"] = "f32"
     if settings.device == "NPU":

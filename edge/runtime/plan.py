@@ -315,7 +315,7 @@ def cache_for(made: Plan, shape: Shape) -> int:
 
 def scheduler(
     device: str, blocks: int, *, sparse: Sparse | None = None, evict_beyond: int | None = None,
-    prefix_cache: bool = True,
+    prefix_cache: bool = True, step_tokens: int | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """`SchedulerConfig` as plain values; a dict within stands for the config object of that name.
 
@@ -328,7 +328,9 @@ def scheduler(
     whole = sparse == "xattention"
     values: dict[str, Any] = {
         "num_kv_blocks": blocks,
-        "max_num_batched_tokens": blocks * BLOCK.get(place, 32) if whole else STEP_TOKENS.get(place, 1024),
+        "max_num_batched_tokens": blocks * BLOCK.get(place, 32)
+        if whole
+        else step_tokens or STEP_TOKENS.get(place, 1024),
         "enable_prefix_caching": prefix_cache and evict_beyond is None and not whole,
     }
     if sparse is not None:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Callable
 from typing import Any
 
 _FACTS = {
@@ -16,21 +17,44 @@ _FACTS = {
     "capabilities": re.compile(r"OPTIMIZATION_CAPABILITIES"),
 }
 
+_VENDOR = re.compile(r"vendor=(0x[0-9a-fA-F]+)")
+_INTEL = 0x8086
+
 
 def main() -> None:
     """Ask every plugin; what one refuses to tell is left out."""
     from edge.infer import core
 
-    devices = {device: _facts(core(), device) for device in core().available_devices}
-    reasons = {
-        kind: reason
-        for kind in ("GPU", "NPU")
-        if all(device.split(".")[0] != kind for device in devices) and (reason := _reason(core(), kind))
-    }
-    answer = json.dumps({"devices": devices, "reasons": reasons})
+    listed = {device: _facts(core(), device) for device in core().available_devices}
+    answer = json.dumps(seen(listed, lambda kind: _reason(core(), kind)))
     sys.stdout.write(f"\n{answer}\n")
     sys.stdout.flush()
     os._exit(0)  # some drivers crash while they are taken down, and the answer is given
+
+
+def seen(listed: dict[str, dict[str, Any]], reason: Callable[[str], str | None]) -> dict[str, Any]:
+    """What is there of what OpenVINO lists, and why there is no GPU or NPU where there is none.
+
+    OpenVINO lists every GPU that speaks OpenCL, and runs models on Intel's alone: of an NVIDIA GPU beside an Intel one
+    it would otherwise be said that it is the better choice.
+    """
+    others = {
+        device: facts
+        for device, facts in listed.items()
+        if (vendor := _VENDOR.search(str(facts.get("architecture", "")))) and int(vendor[1], 16) != _INTEL
+    }
+    devices = {device: facts for device, facts in listed.items() if device not in others}
+    reasons = {}
+    for kind in ("GPU", "NPU"):
+        if any(device.split(".")[0] == kind for device in devices):
+            continue
+        strange = next((facts for device, facts in others.items() if device.split(".")[0] == kind), None)
+        told = (
+            reason(kind) if strange is None else f"{strange.get('name', 'it')} is not Intel's, and runs no models here"
+        )
+        if told:
+            reasons[kind] = told
+    return {"devices": devices, "reasons": reasons}
 
 
 def _facts(core: Any, device: str) -> dict[str, Any]:

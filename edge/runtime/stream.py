@@ -144,13 +144,22 @@ class Running:
         # No lock: `cancel` may run in a signal handler, in the middle of the thread that would hold it.
         self._events: set[threading.Event] = set()
         self._shut = False
+        self._since = object()  # the latest cancel
+
+    def asked(self) -> object:
+        """To be taken where a stream is asked for: what is cancelled from then on, before it begins, it is, too."""
+        return self._since
 
     @contextlib.contextmanager
-    def begin(self, outer: threading.Event | None = None) -> Iterator[threading.Event]:
-        """The event that cancels one stream, for as long as the stream is there; `outer` cancels it, too."""
+    def begin(self, outer: threading.Event | None = None, *, asked: object = None) -> Iterator[threading.Event]:
+        """The event that cancels one stream, for as long as the stream is there; `outer` cancels it, too.
+
+        Args:
+            asked: what `asked` gave when the stream was asked for; left out, that is now.
+        """
         event = Linked(outer)
         self._events.add(event)
-        if self._shut:  # looked at after adding, so that none slips between
+        if self._shut or asked not in (None, self._since):  # looked at after adding, so that none slips between
             event.set()
         try:
             yield event
@@ -158,7 +167,8 @@ class Running:
             self._events.discard(event)
 
     def cancel(self) -> None:
-        """Cancel them all, those too that wait for their turn."""
+        """Cancel them all, those too that wait for their turn, or have been asked for and not begun."""
+        self._since = object()
         for event in list(self._events):
             event.set()
 
@@ -197,4 +207,4 @@ def _until_stop(ids: tuple[int, ...], stop_ids: frozenset[int]) -> tuple[tuple[i
 
 def _usage(reading: Reading, arrivals: Arrivals, reason: FinishReason, stop_id: int | None = None) -> Usage:
     times = arrivals.ttft_seconds, arrivals.tpot_seconds
-    return Usage(reading.tokens, arrivals.tokens, *times, reason, reading.cached, stop_id)
+    return Usage(reading.tokens, arrivals.tokens, *times, reason, reading.cached, stop_id, arrivals.token_seconds)

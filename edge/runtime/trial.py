@@ -100,7 +100,7 @@ def run(
     if code is None:
         what, lasting, hint = f"was not done in {timeout:,.0f} seconds", False, "Try again when the machine is idle"
     else:
-        what, lasting = _ending(code)
+        what, lasting = ending(code)
         hint = "Close other programs if memory is short, or update the device's driver"
     last = next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "")
     sentence = f"loading the model on {settings.device} {what}" + (f"; its last words: {last[:200]}" if last else "")
@@ -175,8 +175,8 @@ def _rebuilt(told: Sequence[str]) -> EdgeError:
     return error
 
 
-def _ending(code: int) -> tuple[str, bool]:
-    """What an exit code says, and whether it would be the same tomorrow."""
+def ending(code: int) -> tuple[str, bool]:
+    """What an exit code of a child says, and whether it would be the same tomorrow."""
     if code in _NO_MEMORY:
         return "was killed, most likely for want of memory", False
     if code in _WINDOWS:

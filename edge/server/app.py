@@ -20,7 +20,7 @@ from edge.server.faults import RefusedError
 from edge.server.numbers import CONTENT_TYPE
 from edge.server.page import page
 from edge.server.protocol import ChatRequest, CompletionRequest
-from edge.server.replies import ChatCompletion, Completion, Faulty, Health, ModelCard, ModelList
+from edge.server.replies import ChatChunk, ChatCompletion, Completion, Faulty, Health, ModelCard, ModelList, Reply
 from edge.server.sending import EVENT_STREAM, fault, reply
 
 _REF = "#/components/schemas/{model}"
@@ -60,23 +60,23 @@ def build(desk: Desk) -> FastAPI:
 
 
 def _routes(app: FastAPI, desk: Desk) -> None:
-    def told(model: Any, *others: int, stream: bool = False) -> dict[int | str, dict[str, Any]]:
+    def told(model: Any, *others: int, piece: type[Reply] | None = None) -> dict[int | str, dict[str, Any]]:
         """What a route may answer."""
         whole: dict[str, Any] = {"model": model}
-        if stream:
-            whole["content"] = {EVENT_STREAM: {"schema": {"type": "string"}}}
+        if piece is not None:
+            whole["content"] = {EVENT_STREAM: {"schema": _event(piece)}}
         always = (401,) if desk.options.keys else (403,)
         return {200: whole, **{code: {"model": Faulty, "description": _FAULTS[code]} for code in (*always, *others)}}
 
     asking = (400, 404, 408, 413, 415, 429, 500, 503, 504)
 
-    @app.post("/v1/chat/completions", tags=["answers"], responses=told(ChatCompletion, *asking, stream=True),
+    @app.post("/v1/chat/completions", tags=["answers"], responses=told(ChatCompletion, *asking, piece=ChatChunk),
               openapi_extra=_body(ChatRequest))  # fmt: skip
     async def chat(request: Request) -> Response:
         """Answer a chat."""
         return await desk.answer(request, CHAT)
 
-    @app.post("/v1/completions", tags=["answers"], responses=told(Completion, *asking, stream=True),
+    @app.post("/v1/completions", tags=["answers"], responses=told(Completion, *asking, piece=Completion),
               openapi_extra=_body(CompletionRequest))  # fmt: skip
     async def completion(request: Request) -> Response:
         """Go on with a text."""
@@ -149,6 +149,19 @@ def _body(kind: type[ChatRequest | CompletionRequest]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
+def _event(piece: type[Reply]) -> dict[str, Any]:
+    """One of a stream's events."""
+    pieces = [
+        {"type": "string", "contentMediaType": "application/json", "contentSchema": {"$ref": _REF.format(model=name)}}
+        for name in (piece.__name__, Faulty.__name__)
+    ]
+    data = {
+        "anyOf": [*pieces, {"const": "[DONE]"}],
+        "description": "A piece of the answer; [DONE] after the last; of an event named error: what went wrong.",
+    }
+    return {"type": "object", "required": ["data"], "properties": {"data": data, "event": {"type": "string"}}}
+
+
 def _document(app: FastAPI, *, secured: bool) -> dict[str, Any]:
     """The OpenAPI document."""
     document = get_openapi(
@@ -156,8 +169,9 @@ def _document(app: FastAPI, *, secured: bool) -> dict[str, Any]:
         description="GLM-4 on this machine. Parameters that are not listed are refused by name.",
     )  # fmt: skip
     _, schemas = models_json_schema(
-        [(ChatRequest, "validation"), (CompletionRequest, "validation")], ref_template=_REF
-    )  # fmt: skip
+        [(ChatRequest, "validation"), (CompletionRequest, "validation"), (ChatChunk, "serialization")],
+        ref_template=_REF,
+    )
     parts = document.setdefault("components", {})
     parts["schemas"] = {
         name: schema for name, schema in parts.get("schemas", {}).items()

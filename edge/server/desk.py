@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope
 
-from edge.errors import EdgeError
+from edge.errors import DeviceError, EdgeError, ModelError, ResourceError
 from edge.runtime.interface import ChatEngine
 from edge.server import asking, faults, streaming, whole
 from edge.server.answering import Ended, Happening, Notice, Piece, happenings
@@ -60,6 +60,8 @@ class Desk:
         self.created = int(time.time())
         self.draining = False
         """What is being answered goes on; nothing new is taken."""
+        self.failing = False
+        """The last answer could not be made, and for a fault of ours; the next may well be."""
         self.asked = 0
         """Requests for answers that are here, waiting or not."""
         self._engine: ChatEngine | None = None
@@ -76,9 +78,11 @@ class Desk:
         self._engine = engine
 
     @property
-    def status(self) -> Literal["ready", "loading", "draining"]:
+    def status(self) -> Literal["ready", "loading", "failing", "draining"]:
         """Whether it can answer."""
-        return "draining" if self.draining else "loading" if self._engine is None else "ready"
+        if self.draining or self._engine is None:
+            return "draining" if self.draining else "loading"
+        return "failing" if self.failing else "ready"
 
     def engine(self) -> ChatEngine:
         """The engine, if it may be asked.
@@ -119,7 +123,7 @@ class Desk:
             raise RefusedError(f"the body was not there after {self.options.body_seconds:g} s", hint="Send it faster.",
                                code="timeout", status=408) from None  # fmt: skip
         except ClientDisconnect:
-            return self._gone()
+            return self._gone(request.scope)
         asked_for: ChatRequest | CompletionRequest = await asyncio.to_thread(faults.read, kind.request, body)
         if self.options.log_prompts:
             log.info("asked: %s", json.dumps(asked_for.model_dump(exclude_none=True, by_alias=True)))
@@ -149,20 +153,21 @@ class Desk:
                 work.beat_seconds = self.options.first_seconds
                 first = await anext(seen, None)  # a fault before it has a status of its own
                 work.beat_seconds = self.options.beat_seconds
-                return EventStream(self._events(writer, first, seen), close)
+                return EventStream(self._events(writer, first, seen, request.scope), close)
             ended = [event async for event in seen if isinstance(event, Ended)]
             close()
             return reply(await asyncio.to_thread(kind.whole, head, asked, ended))
         except GoneError:
             close()
-            return self._gone()
+            return self._gone(request.scope)
         except BaseException:
             close()
             raise
 
     async def _events(
-        self, writer: streaming.Writer, first: Happening | None, seen: AsyncGenerator[Happening | None, None]
-    ) -> AsyncGenerator[bytes, None]:
+        self, writer: streaming.Writer, first: Happening | None, seen: AsyncGenerator[Happening | None, None],
+        scope: Scope,
+    ) -> AsyncGenerator[bytes, None]:  # fmt: skip
         """A streamed reply, with what went wrong on the way."""
         try:
             for piece in writer.begin():
@@ -176,7 +181,7 @@ class Desk:
                 yield streaming.event(piece)
             yield streaming.DONE
         except GoneError:
-            self._gone()
+            self._gone(scope)
         except Exception as error:
             if not isinstance(error, EdgeError):
                 faults.log_fault(error, with_message=self.options.log_prompts)
@@ -198,6 +203,7 @@ class Desk:
                     first = False
                     self.numbers.first_token(time.monotonic() - arrived)
                 elif isinstance(event, Ended):
+                    self.failing = False
                     self.numbers.answer(event.usage, event.reason)
                     usages.append(event.usage)
                 elif isinstance(event, Notice):
@@ -207,6 +213,9 @@ class Desk:
             if error.code == "timeout":
                 self.numbers.cancelled("timeout")
             raise
+        except (DeviceError, ModelError, ResourceError):
+            self.failing = True
+            raise
         finally:
             if work.begun is not None:
                 self.numbers.queued(work.begun - arrived)
@@ -214,8 +223,9 @@ class Desk:
                           ("prompt_tokens", "completion_tokens"))  # fmt: skip
             scope["edge.told"] = f", {read:,} tokens read, {made:,} written" if usages else ""
 
-    def _gone(self) -> Response:
+    def _gone(self, scope: Scope) -> Response:
         self.numbers.cancelled("client")
+        scope["edge.told"] = ", the client has gone"
         return Response(status_code=CLIENT_GONE)
 
 

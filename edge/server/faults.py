@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 
 from edge.errors import ContextError, DeviceError, EdgeError, ModelError, ResourceError, UsageError
-from edge.server.protocol import UNSUPPORTED, Model
+from edge.server.parts import UNSUPPORTED, Model
 from edge.server.replies import Fault, Faulty
 
 _TAGS = {"string", "array", "mode", "named", "builtin"}

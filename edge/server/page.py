@@ -73,8 +73,9 @@ def _kind(field: Mapping[str, Any], schemas: Mapping[str, Any]) -> str:
             return " or ".join(dict.fromkeys(kinds)) or "null"
     if "$ref" in field:
         name = field["$ref"].rpartition("/")[2]
-        inner = _resolved(field, schemas).get("properties", {}).get("type", {})
-        return repr(inner["const"]) if "const" in inner else name
+        inside = _resolved(field, schemas).get("properties", {})
+        kind = inside.get("type", {})
+        return repr(kind["const"]) if "const" in kind else f"{name} {{{', '.join(inside)}}}"
     if "const" in field:
         return repr(field["const"]).lower() if isinstance(field["const"], bool) else repr(field["const"])
     if "enum" in field:

@@ -1,244 +1,40 @@
 """Requests of OpenAI's API as this server takes them. Pure.
 
 A field that is not declared is refused by its name. What is declared and cannot be done is refused unless it has the
-value that asks for nothing; `UNSUPPORTED` says why.
+value that asks for nothing; `parts.UNSUPPORTED` says why.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
+from edge.server.parts import (
+    Function,
+    FunctionChoice,
+    Message,
+    Model,
+    Off,
+    ResponseFormat,
+    Stop,
+    StreamOptions,
+    Tool,
+    ToolChoice,
+    kind,
+)
 from edge.tools.constrain import MOST_TOOLS
-from edge.tools.names import RAW
 
 MOST_MESSAGES = 2048
 MOST_ANSWERS = 32
 """To one request: prompts times n."""
-MOST_STOPS = 16
 DEEPEST_JSON = 64
 """How deep a tool or a response format may nest."""
 COMPLETION_TOKENS = 16
 """Of `/v1/completions` where `max_tokens` is left out, as OpenAI has it."""
-
-UNSUPPORTED = {
-    "audio": "this model writes text alone",
-    "best_of": "all answers are given back; take n",
-    "include_obfuscation": "nothing is added to the stream",
-    "logit_bias": "the engine cannot weigh single tokens",
-    "modalities": "this model writes text alone",
-    "moderation": "nothing is moderated here",
-    "name": "the model's prompt has no place for it; put it into the content",
-    "prediction": "the engine does not speculate",
-    "prompt_cache_options": "prompts are kept by themselves as long as there is room",
-    "prompt_cache_retention": "prompts are kept by themselves as long as there is room",
-    "reasoning_effort": "the model itself decides how long it thinks",
-    "refusal": "this model does not mark refusals; put the text into content",
-    "annotations": "this model makes none",
-    "service_tier": "there is one tier here",
-    "store": "nothing is stored here",
-    "suffix": "the model writes on from the end alone",
-    "top_logprobs": "the engine tells the log-probability of the chosen token alone; take 0",
-    "verbosity": "the model itself decides how much it writes; say it in the prompt",
-    "web_search_options": "this server searches nothing; send a tool",
-}
-"""Field → why another value than the neutral one is refused."""
-
-
-class Model(BaseModel):
-    """Strict: a number is no string, and nothing is passed over."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-
-def _kind(value: Any) -> str:
-    return "string" if isinstance(value, str) else "array"
-
-
-class TextPart(Model):
-    """A piece of content; this model reads text alone."""
-
-    type: Literal["text"]
-    text: str
-
-
-Content = Annotated[
-    Annotated[str, Tag("string")] | Annotated[list[TextPart], Tag("array")],
-    Discriminator(_kind),
-]
-
-
-class FunctionCall(Model):
-    """A call as the model wrote it."""
-
-    name: str
-    arguments: str
-
-
-class ToolCall(Model):
-    """A call in an assistant's message."""
-
-    id: str
-    type: Literal["function"] = "function"
-    function: FunctionCall
-
-
-class SystemMessage(Model):
-    """What the model is to keep to; `developer` is the newer name."""
-
-    role: Literal["system", "developer"]
-    content: Content
-    name: None = None
-
-
-class UserMessage(Model):
-    """What is asked."""
-
-    role: Literal["user"]
-    content: Content
-    name: None = None
-
-
-class AssistantMessage(Model):
-    """What the model said. Of a thought (`reasoning_content`) its template writes nothing into later prompts."""
-
-    role: Literal["assistant"]
-    content: Content | None = None
-    reasoning_content: str | None = None
-    tool_calls: list[ToolCall] | None = None
-    function_call: FunctionCall | None = None
-    name: None = None
-    refusal: None = None
-    audio: None = None
-    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
-
-
-class ToolMessage(Model):
-    """The result of a call; a `name` must be that of the called function."""
-
-    role: Literal["tool"]
-    tool_call_id: str
-    content: Content
-    name: str | None = None
-
-
-class FunctionMessage(Model):
-    """The same, as it was before tools."""
-
-    role: Literal["function"]
-    name: str
-    content: Content | None
-
-
-Message = Annotated[
-    SystemMessage | UserMessage | AssistantMessage | ToolMessage | FunctionMessage, Field(discriminator="role")
-]
-
-
-class Function(Model):
-    """What may be called; `strict` holds the arguments to the schema."""
-
-    name: str
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
-class FunctionTool(Model):
-    """A function of the caller's."""
-
-    type: Literal["function"]
-    function: Function
-
-
-class BuiltinTool(Model):
-    """A tool that GLM-4 brings itself."""
-
-    type: Literal["python", "simple_browser", "cogview"]
-
-
-Tool = Annotated[FunctionTool | BuiltinTool, Field(discriminator="type")]
-
-
-class Named(Model):
-    """A function's name."""
-
-    name: str
-
-
-class NamedFunction(Model):
-    """A function that must be called."""
-
-    type: Literal["function"]
-    function: Named
-
-
-def _choice_kind(value: Any) -> str:
-    if isinstance(value, str):
-        return "mode"
-    kind = value.get("type") if isinstance(value, Mapping) else getattr(value, "type", None)
-    return "builtin" if kind in RAW else "named"
-
-
-ToolChoice = Annotated[
-    Annotated[Literal["none", "auto", "required"], Tag("mode")]
-    | Annotated[NamedFunction, Tag("named")]
-    | Annotated[BuiltinTool, Tag("builtin")],
-    Discriminator(_choice_kind),
-]
-FunctionChoice = Annotated[
-    Annotated[Literal["none", "auto"], Tag("mode")] | Annotated[Named, Tag("named")],
-    Discriminator(lambda value: "mode" if isinstance(value, str) else "named"),
-]
-
-
-class TextFormat(Model):
-    """Any text."""
-
-    type: Literal["text"]
-
-
-class JsonFormat(Model):
-    """A JSON object."""
-
-    type: Literal["json_object"]
-
-
-class JsonSchema(Model):
-    """A schema the answer must fit; it is enforced, with `strict` or without."""
-
-    name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
-    description: str | None = None
-    schema_: dict[str, Any] = Field(alias="schema")
-    strict: bool | None = None
-
-
-class SchemaFormat(Model):
-    """JSON that fits a schema."""
-
-    type: Literal["json_schema"]
-    json_schema: JsonSchema
-
-
-ResponseFormat = Annotated[TextFormat | JsonFormat | SchemaFormat, Field(discriminator="type")]
-
-
-class StreamOptions(Model):
-    """What a stream has besides the answer."""
-
-    include_usage: bool | None = None
-    include_obfuscation: Literal[False] | None = None
-
-
-Stop = Annotated[
-    Annotated[str, Field(min_length=1), Tag("string")]
-    | Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=MOST_STOPS), Tag("array")],
-    Discriminator(_kind),
-]
 
 
 class _Asked(Model):
@@ -259,6 +55,15 @@ class _Asked(Model):
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
     user: str | None = Field(None, description="Taken and used for nothing.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _integral(cls, data: Any) -> Any:
+        """1.0 is an integer in JSON; and an integer is a number."""
+        if not isinstance(data, dict):
+            return data
+        return {name: int(value) if isinstance(value, float) and value.is_integer() else value
+                for name, value in data.items()}  # fmt: skip
+
     @model_validator(mode="after")
     def _fits(self) -> _Asked:
         if self.stream_options is not None and not self.stream:
@@ -273,7 +78,7 @@ class CompletionRequest(_Asked):
         Annotated[str, Field(min_length=1), Tag("string")]
         | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=MOST_ANSWERS),
                     Tag("array")],
-        Discriminator(_kind),
+        Discriminator(kind),
     ]  # fmt: skip
     max_tokens: int | None = Field(None, ge=1, description=f"Left out, {COMPLETION_TOKENS}.")
     echo: bool | None = Field(None, description="Give the prompt back in front of the answer.")
@@ -325,7 +130,7 @@ class ChatRequest(_Asked):
     prompt_cache_retention: Literal["in_memory"] | None = None
     reasoning_effort: None = None
     service_tier: Literal["auto", "default"] | None = None
-    store: Literal[False] | None = None
+    store: Off | None = None
     verbosity: Literal["medium"] | None = None
     web_search_options: None = None
 

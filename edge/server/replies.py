@@ -189,7 +189,7 @@ class ModelList(Reply):
 class Health(Reply):
     """Whether the server can answer."""
 
-    status: Literal["ready", "loading", "draining"]
+    status: Literal["ready", "loading", "failing", "draining"]
 
 
 class Fault(Reply):

@@ -104,6 +104,12 @@ def serve(bound: socket.socket, options: Options, load: Callable[[], object], sa
         told = False
         signals = 0
 
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets=sockets)
+            say(f"{where}/v1 is the address, for OpenAI's clients; it answers when the model is loaded. "
+                "Ctrl-C ends it.")  # fmt: skip
+            loading.start()
+
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             self.signals += 1  # all else is done by the loop, where it can disturb nothing
 
@@ -143,18 +149,16 @@ def serve(bound: socket.socket, options: Options, load: Callable[[], object], sa
             failed.append(error)
             server.should_exit = True
 
-    say(f"{where}/v1 is the address, for OpenAI's clients; it answers when the model is loaded. Ctrl-C ends it.")
     loading = threading.Thread(target=open_model, name="loading", daemon=True)
-    loading.start()
     server.run(sockets=[bound])
-    if failed:
-        raise failed[0]
     if loading.is_alive():
         say("The model is still being loaded; when it is, this ends. Ctrl-C ends it now.")
         while loading.is_alive():  # in pieces: Windows does not interrupt one long wait
             loading.join(0.2)
     for engine in engines:
         engine.close()
+    if failed:
+        raise failed[0]
     say("Ended.")
 
 
@@ -181,3 +185,4 @@ def _log_to_stderr() -> None:
         log.addHandler(handler)
     log.setLevel(logging.INFO)
     log.propagate = False
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # it would tell of everybody who sends no HTTP

@@ -68,6 +68,7 @@ def test_what_a_line_leaves_out_the_command_says() -> None:
         (b"[" * 100_000, "the line is no JSON (it nests too deeply"),
         (b'"a" "b"', "the line is no JSON (extra data)"),
         (b'"\xff"', "the line is no UTF-8 (byte 2)"),
+        (b'{"prompt": "a\\ud800"}', "the line holds half of a character"),
         (17, "the line is 17"),
         (None, "the line is null"),
         ([], "the line is []"),

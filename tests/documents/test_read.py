@@ -27,7 +27,7 @@ def test_pages_that_are_pictures_are_told(tmp_path: Path) -> None:
     document = read(write_pdf(tmp_path / "r.pdf", ["One.", "", "Three."]))
     assert document.remarks == ("r.pdf: page 2 has no text; pictures are not read",)
     assert len(document.marks) == 3
-    with pytest.raises(DocumentError, match="only pictures of 2 pages: it was scanned") as raised:
+    with pytest.raises(DocumentError, match="only 2 pages of pictures: it seems to be scanned") as raised:
         read(write_pdf(tmp_path / "s.pdf", ["", ""], picture_only=True))
     assert "OCR" in raised.value.hint
 
@@ -45,6 +45,18 @@ def test_an_encrypted_pdf(user: str, readable: bool, tmp_path: Path) -> None:
     else:
         with pytest.raises(DocumentError, match=r"e\.pdf is protected by a password"):
             read(tmp_path / "e.pdf")
+
+
+def test_an_aes_encrypted_pdf_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pypdf import PageObject
+    from pypdf.errors import DependencyError
+
+    def extract_text(self: PageObject) -> str:
+        raise DependencyError("cryptography>=3.1 is required for AES algorithm")
+
+    monkeypatch.setattr(PageObject, "extract_text", extract_text)
+    with pytest.raises(DocumentError, match="is encrypted with AES, which needs the package 'cryptography'"):
+        read(write_pdf(tmp_path / "r.pdf", ["For all to read."]))
 
 
 def test_a_damaged_pdf_is_mended_or_a_sentence(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -250,6 +262,15 @@ def test_what_is_too_large_is_refused_before_it_is_read(tmp_path: Path, monkeypa
     assert (tmp_path / "bomb.docx").stat().st_size < 1_000_000
     with pytest.raises(DocumentError, match="when unpacked"):
         read(tmp_path / "bomb.docx")
+
+
+def test_an_archive_whose_names_are_no_text(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "r.docx", "w") as archive:
+        archive.writestr("ä", "x")  # flagged as UTF-8
+    data = (tmp_path / "r.docx").read_bytes()
+    (tmp_path / "r.docx").write_bytes(data.replace("ä".encode(), b"\xff\xff"))
+    with pytest.raises(DocumentError, match="is damaged"):
+        read(tmp_path / "r.docx")
 
 
 def test_other_archives(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
@@ -82,6 +82,13 @@ def outcome(status: str) -> tuple[bool, bool]:
     return status != "running", status == "ignored"
 
 
+def wait_for(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
 @pytest.fixture
 def made() -> Iterator[list[Batching]]:
     batchings: list[Batching] = []
@@ -90,8 +97,8 @@ def made() -> Iterator[list[Batching]]:
         batching.close()
 
 
-def start(made: list[Batching], pipeline: Pipeline, room: int = 10**9) -> Batching:
-    made.append(Batching(pipeline, list, outcome, "CPU", room=room, block=1))
+def start(made: list[Batching], pipeline: Pipeline, room: int = 10**9, guessed: int = 0) -> Batching:
+    made.append(Batching(pipeline, list, outcome, "CPU", room=room, block=1, guessed=guessed))
     return made[-1]
 
 
@@ -121,6 +128,56 @@ def test_one_that_had_enough_is_cancelled_within_a_token(made: list[Batching]) -
     assert len(ask(start(made, pipeline), 1000, limit=3)) == 3
     made[0].close()
     assert pipeline.steps <= 5
+
+
+def test_a_reader_that_breaks_hurts_itself_only(made: list[Batching]) -> None:
+    pipeline = Pipeline(pause=0.005)
+    batching = start(made, pipeline)
+
+    def broken(ids: Any, log_probs: Any = (), /) -> bool:
+        if ids:
+            raise OSError("the reader is gone")
+        return True
+
+    with ThreadPoolExecutor(2) as pool:
+        other = pool.submit(ask, batching, 40)
+        config = SimpleNamespace(max_new_tokens=40, structured_output_config=None)
+        with pytest.raises(OSError, match="reader is gone"):
+            batching.generate([40], config, broken, Reading(1))
+        assert len(other.result(30)) == 40
+    assert not pipeline.held
+
+
+def test_nothing_is_taken_of_the_cache_once_nobody_is_answered(made: list[Batching]) -> None:
+    batching = start(made, Pipeline(pause=0.005))
+    assert batching.cache_share is None
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(ask, batching, 40)
+        wait_for(lambda: batching.cache_share is not None)
+        assert batching.cache_share == 0.5
+        running.result(30)
+    wait_for(lambda: batching.cache_share != 0.5)
+    assert batching.cache_share == 0
+
+
+def test_where_tokens_are_guessed_there_is_room_for_whole_answers(made: list[Batching]) -> None:
+    """An answer of 300 and its guesses take 307; without guesses, room would be kept for 256 of them."""
+    for guessed, room, most in ((5, 613, 1), (5, 614, 2), (0, 516, 2)):
+        pipeline = Pipeline(pause=0.0005)
+        batching = start(made, pipeline, room, guessed)
+        with ThreadPoolExecutor(3) as pool:
+            answers = list(pool.map(lambda length, at=batching: ask(at, length), [300] * 3))
+        assert [len(answer) for answer in answers] == [300] * 3
+        assert pipeline.most == most
+
+
+def test_who_is_given_up_keeps_its_room_until_the_step_is_over(made: list[Batching]) -> None:
+    pipeline = Pipeline(pause=0.01)
+    batching = start(made, pipeline, 50, guessed=5)
+    with ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(lambda limit: ask(batching, 40, limit), [3, 40]))
+    assert sorted(map(len, answers)) == [3, 40]
+    assert pipeline.most == 1
 
 
 def test_a_failed_step_is_told_to_all_and_forgotten(made: list[Batching]) -> None:

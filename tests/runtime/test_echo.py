@@ -48,6 +48,18 @@ def test_cancel_and_go_on() -> None:
     engine.close()
 
 
+def test_a_cancel_before_the_first_piece_is_not_lost() -> None:
+    engine = EchoEngine()
+    early = engine.stream([Message("user", "hello")], Sampling())
+    engine.cancel()
+    late = engine.stream([Message("user", "hello")], Sampling())
+    ends = [list(stream)[-1].usage for stream in (early, late)]
+    assert [usage and (usage.finish_reason, usage.completion_tokens) for usage in ends] == [
+        ("cancelled", 0),
+        ("stop", 6),
+    ]
+
+
 def test_cancel_ends_the_running_stream_and_the_waiting_one() -> None:
     engine = EchoEngine(seconds_per_token=0.02)
     reasons: list[str] = []

@@ -223,6 +223,13 @@ class TestCancel:
         assert last.usage.finish_reason == "cancelled"
         assert 0 < last.usage.completion_tokens < 1000
 
+    def test_a_cancel_before_the_first_piece_is_not_lost(self, engine: Engine) -> None:
+        stream = engine.stream(STORY, Sampling(temperature=0, max_new_tokens=1000))
+        engine.cancel()
+        (last,) = stream
+        assert last.usage is not None and (last.usage.finish_reason, last.usage.completion_tokens) == ("cancelled", 0)
+        assert "Paris" in run(engine, CAPITAL, GREEDY)[0]
+
     def test_an_interrupt_in_the_reader_frees_the_engine(self, engine: Engine) -> None:
         def read() -> None:
             for _ in engine.stream(STORY, Sampling(temperature=0, max_new_tokens=1000)):
@@ -413,7 +420,7 @@ def fake_engine(generate: Callable[[Any], None]) -> Engine:
         target="cpu", recipe={}, stop_ids=[1, 2, 3], stop_tokens=["a", "b", "c"], versions={}, bytes={}, checks=[],
     )  # fmt: skip
     pipeline = FakePipeline(generate)
-    return Engine(Opened(pipeline, OneByOne(pipeline), 64), manifest, CPU)
+    return Engine(Opened(pipeline, OneByOne(pipeline), 64, pipeline.get_generation_config), manifest, CPU)
 
 
 @pytest.mark.parametrize("stop_id", [1, 2, 3])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from edge.errors import ContextError
+from edge.model import tokenizer
 from edge.runtime.greedy import Decoder, Fast, open_decoder
 from tests.conftest import write_checkpoint
 
@@ -24,11 +26,11 @@ def theirs(folder: Path, **changes: Any) -> Any:
 
 
 def generated(model: Any, prompt: list[int], count: int) -> list[int]:
-    ids = torch.tensor([prompt])
+    ids = torch.tensor([prompt], device=model.device)
     with torch.inference_mode():
         out = model.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, eos_token_id=None,
-            pad_token_id=1,
+            pad_token_id=1, repetition_penalty=1.0,
         )  # fmt: skip
     tokens: list[int] = out[0, len(prompt) :].tolist()
     return tokens
@@ -66,6 +68,46 @@ def test_answers_the_same_when_compiled(model: Any, expected: list[int], how: Fa
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     # once for all layers, and the two ends; a prefill has a layer of its own
     assert graphs == (1 if how.compiled == "step" else 4 if how.prefill else 3)
+
+
+POCKET_PROMPTS = (
+    "The capital of France is",
+    "Once upon a time there was a lighthouse keeper who",
+    "def mean(values):",
+    "1, 2, 3, 5, 8,",
+    "Water boils at a lower temperature on a mountain because",
+)
+
+
+@pytest.fixture(scope="module", params=["cpu", "cuda"])
+def pocket_model(request: pytest.FixtureRequest, pocket_checkpoint: Path) -> Iterator[Any]:
+    """The pocket checkpoint in f32."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device here")
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False  # that has 10 bits of f32's 23
+    yield theirs(pocket_checkpoint).to(request.param)
+    torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@pytest.fixture(scope="module")
+def pocket_said(pocket_model: Any, pocket_checkpoint: Path) -> list[tuple[list[int], list[int]]]:
+    """Prompts, and what transformers answers."""
+    encode = tokenizer.load(pocket_checkpoint).encode
+    prompts = [list(encode(text, add_special_tokens=False)) for text in POCKET_PROMPTS]
+    return [(prompt, generated(pocket_model, prompt, NEW)) for prompt in prompts]
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("attention", ["matmul", "sdpa"])
+def test_the_pocket_model_answers_as_in_transformers(
+    pocket_model: Any, pocket_said: list[tuple[list[int], list[int]]], attention: Any
+) -> None:
+    """On CUDA with what the reference uses there: layers compiled, and a step as one graph."""
+    on_cuda = pocket_model.device.type == "cuda"
+    decoder = Decoder(pocket_model, 64, Fast(compiled="layer" if on_cuda else "nothing", attention=attention))
+    assert [decoder.answer(prompt, NEW).tokens for prompt, _ in pocket_said] == [answer for _, answer in pocket_said]
+    assert len({tuple(answer) for _, answer in pocket_said}) == len(POCKET_PROMPTS)
 
 
 def test_four_norms_and_yarn_are_decoded_too(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from edge.runtime import canary
 from edge.runtime.canary import Finding
 from edge.runtime.choices import Choices
 from edge.runtime.guarded import IN_PEACE, Guarded, open_guarded
+from edge.runtime.minding import Judgement
 from edge.runtime.prefix import Reading
 from edge.runtime.settings import Settings
 from edge.runtime.stream import Running, stream_tokens
@@ -298,6 +299,14 @@ def test_one_faulty_answer_among_many() -> None:
         assert talk.usage.finish_reason == "length" and talk.restarts == (talk is not late)
     assert all("From the beginning, on CPU" in talk.notices[-1] for talk in talks)
     assert laptop.judged == ["GPU"] and len(laptop.opened) == 2 and laptop.blamed == [("GPU", True)]
+
+
+def test_a_cancel_before_the_first_piece_is_not_lost() -> None:
+    laptop = Laptop(Working("CPU", good))
+    stream = laptop.guarded.stream([Message("user", "good")], Sampling())
+    laptop.guarded.cancel()
+    (last,) = stream
+    assert last.usage is not None and (last.usage.finish_reason, last.usage.completion_tokens) == ("cancelled", 0)
 
 
 def test_what_the_user_cancels_is_not_begun_again() -> None:
@@ -584,3 +593,14 @@ class TestOpened:
             assert engine.context_length == 20
         with pytest.raises(ContextError, match="no room for the 1 token of a golden prompt"):
             open_guarded(tiny_npu, Settings("CPU", context=1))
+
+
+def test_where_no_thread_is_to_be_had_nobody_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    judgement = Judgement(Told("CPU", []), lambda engine: SOUND, lambda finding: None)  # type: ignore[arg-type]
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    judgement.start()
+    assert judgement.wait(threading.Event()) and isinstance(judgement.error, RuntimeError)
+    assert not judgement.sound and judgement.wrong is None

@@ -27,3 +27,7 @@ def arrivals(*events: tuple[float, int]) -> Arrivals:
 def test_times(events: list[tuple[float, int]], tokens: int, ttft: float | None, tpot: float | None) -> None:
     got = arrivals(*events)
     assert (got.tokens, got.ttft_seconds, got.tpot_seconds) == (tokens, ttft, tpot)
+
+
+def test_each_token_has_its_time_after_the_request() -> None:
+    assert arrivals((10.5, 2), (11.0, 1)).token_seconds == (0.5, 0.5, 1.0)

@@ -131,15 +131,15 @@ def test_another_exception_leaves_its_last_words() -> None:
 )  # fmt: skip
 def test_what_an_exit_code_says(code: int, words: str, lasting: bool) -> None:
     """Those of Windows, too, which no child can be made to end with elsewhere."""
-    said, last = trial._ending(code)
+    said, last = trial.ending(code)
     assert words in said and last is lasting
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals have no names in Windows' exit codes")
 def test_signals_have_names() -> None:
-    assert trial._ending(-signal.SIGSEGV) == ("ended in a crash (SIGSEGV)", True)
-    assert trial._ending(-signal.SIGTERM)[1] is False
-    assert trial._ending(-200) == ("ended in a crash (signal 200)", True)
+    assert trial.ending(-signal.SIGSEGV) == ("ended in a crash (SIGSEGV)", True)
+    assert trial.ending(-signal.SIGTERM)[1] is False
+    assert trial.ending(-200) == ("ended in a crash (signal 200)", True)
 
 
 HANGING = """

@@ -46,6 +46,7 @@ HONOURED = [
     ({"stop": "x"}, {"stop": ("x",)}),
     ({"stop": ["x", "yz"]}, {"stop": ("x", "yz")}),
     ({"max_tokens": 5}, {"max_new_tokens": 5}),
+    ({"max_tokens": 5.0, "top_k": 3.0}, {"max_new_tokens": 5, "top_k": 3}),
 ]
 
 
@@ -95,7 +96,7 @@ def test_what_asks_for_nothing_is_taken(sent: dict[str, Any]) -> None:
 
 
 UNSUPPORTED: list[tuple[dict[str, Any], str]] = [
-    ({"logit_bias": {"50256": -100}}, "logit_bias"), ({"store": True}, "store"),
+    ({"logit_bias": {"50256": -100}}, "logit_bias"), ({"store": True}, "store"), ({"store": 0}, "store"),
     ({"service_tier": "flex"}, "service_tier"),
     ({"modalities": ["text", "audio"]}, "modalities[1]"), ({"audio": {"voice": "x"}}, "audio"),
     ({"prediction": {"type": "content", "content": "x"}}, "prediction"),
@@ -144,8 +145,11 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"messages": HELLO["messages"] * (MOST_MESSAGES + 1)}, "messages", "invalid_value"),
     ({"tools": [TOOL] * 129}, "tools", "invalid_value"),
     ({"tools": [{"type": "custom"}]}, "tools[0].type", "invalid_value"),
+    ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name", "invalid_value"),
     ({"tools": [{"type": "function", "function": {}}]}, "tools[0].function.name", "missing_parameter"),
     ({"tool_choice": "auto", "tools": [TOOL], "functions": []}, "functions", "invalid_value"),
+    ({"tool_choice": {"type": {}}}, "tool_choice.type", "invalid_value"),
+    ({"tool_choice": {"type": "function"}}, "tool_choice.function", "missing_parameter"),
     ({"tool_choice": "required"}, "tool_choice", "invalid_value"),
     ({"tool_choice": "maybe"}, "tool_choice", "invalid_value"),
     ({"parallel_tool_calls": True}, "parallel_tool_calls", "invalid_value"),

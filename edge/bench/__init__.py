@@ -1,0 +1,1 @@
+"""What a user measures on the device: latency, its limits, and whether two runs differ."""

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge.bench.sensors import Elsewhere, MemoryWatch, Reading, between, look
+
+
+def machine(root: Path, energy: int, throttled: int) -> Path:
+    package = root / "sys/class/powercap/intel-rapl:0"
+    part = root / "sys/class/powercap/intel-rapl:0:0"
+    for folder in (package, part):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "energy_uj").write_text(str(energy))
+        (folder / "max_energy_range_uj").write_text("1000000")
+    for core in range(2):
+        folder = root / f"sys/devices/system/cpu/cpu{core}/thermal_throttle"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "core_throttle_count").write_text(str(throttled))
+    return root
+
+
+def test_energy_and_throttling_are_differences(tmp_path: Path) -> None:
+    before = look(machine(tmp_path, 500_000, 3))
+    assert between(before, look(machine(tmp_path, 900_000, 4))) == {"energy_joules": pytest.approx(0.4), "throttled": 2}
+
+
+def test_a_counter_that_began_anew_is_seen(tmp_path: Path) -> None:
+    before = look(machine(tmp_path, 900_000, 0))
+    assert between(before, look(machine(tmp_path, 100_000, 0)))["energy_joules"] == pytest.approx(0.2)
+
+
+def test_what_cannot_be_read_is_none(tmp_path: Path) -> None:
+    assert look(tmp_path) == Reading({}, {}, None)
+    assert between(look(tmp_path), look(tmp_path)) == {"energy_joules": None, "throttled": None}
+
+
+def test_the_peak_of_memory_is_kept() -> None:
+    with MemoryWatch() as watch:
+        before = watch.resident
+        filled = np.ones(30 << 20, np.uint8)
+        time.sleep(0.3)
+        del filled
+    assert watch.resident >= before + (25 << 20)
+
+
+def test_own_work_is_not_elsewhere() -> None:
+    elsewhere, end = Elsewhere(), time.monotonic() + 0.5
+    while time.monotonic() < end:
+        sum(range(1000))
+    share = elsewhere.share()
+    assert share is None or 0 <= share <= 1

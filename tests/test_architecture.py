@@ -44,7 +44,7 @@ ONLY = {
     "docx": {"documents/office.py"},
     "pptx": {"documents/office.py"},
     "fastapi": {"server/app.py"},  # the extra "serve", as are the next
-    "starlette": {"server/app.py", "server/desk.py", "server/doors.py", "server/sending.py"},
+    "starlette": {"ui/web/serving.py", "server/app.py", "server/desk.py", "server/doors.py", "server/sending.py"},
     "uvicorn": {"server/run.py"},
     "prometheus_client": {"server/numbers.py"},
 }

@@ -18,7 +18,7 @@ from edge.ui.web.host import StoppedError
 
 OPTIONS = {
     "device": "CPU", "no_fallback": False, "rehearse": False, "context": None, "kv_precision": None, "sparse": None,
-    "evict_beyond": None, "overflow": "trim", "yes": False,
+    "evict_beyond": None, "prompt_lookup": False, "overflow": "trim", "yes": False,
 }  # fmt: skip
 
 

@@ -29,17 +29,20 @@ def main() -> None:
         if not done.is_set():
             _thread.interrupt_main()
 
-    threading.Thread(target=listen, name="listen", daemon=True).start()
     try:
-        _say(done=_work(asked))
+        threading.Thread(target=listen, name="listen", daemon=True).start()
+        made = _work(asked)
+        done.set()
+        _say(done=made)
     except EdgeError as error:
+        done.set()
         _say(error=[error.message, error.hint])
-    except KeyboardInterrupt:
-        _say(stopped=True)
     except OSError as error:
+        done.set()
         _say(error=[f"{error.filename or 'a file'} could not be used ({error.strerror or error})",
                     "Mend its permissions, or name another folder."])  # fmt: skip
-    done.set()
+    except KeyboardInterrupt:
+        _say(stopped=True)
 
 
 def _work(asked: dict[str, Any]) -> Any:

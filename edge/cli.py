@@ -9,6 +9,7 @@ import contextlib
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -55,9 +56,17 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 a fault, 2 wrong usage, 130 interrupted."""
     with contextlib.suppress(ValueError):  # not the main thread: then somebody else minds signals
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that it cleans up as Ctrl-C does
+    _open_the_closed()
     for stream in (sys.stdout, sys.stderr):
         _lenient(stream)
     sys.exit(_run(argv))
+
+
+def _open_the_closed() -> None:
+    """Let standard streams that are closed (`2>&-`, pythonw.exe) lead nowhere: nothing else may take their numbers."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # in the order of their numbers
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
 
 
 def _lenient(stream: Any) -> None:

@@ -15,6 +15,7 @@ from edge.files import HOME_VARIABLE, home
 from edge.messages import Message, Sampling
 from edge.runtime import devices
 from edge.runtime.choices import Choices
+from edge.runtime.engine import Engine
 from edge.runtime.ladder import label
 from edge.runtime.opening import open_model
 from edge.runtime.settings import Settings
@@ -227,6 +228,33 @@ def test_a_fault_of_the_users_is_not_the_devices(machine: Laptop) -> None:
     with pytest.raises(UsageError):
         machine.open("GPU")
     assert machine.choices.about(machine.model, "GPU") == []
+
+
+@pytest.mark.parametrize("fault", [AttributeError("'NoneType' object has no attribute 'encoding'"), TypeError("x")])
+def test_a_fault_of_our_own_is_no_models_and_no_devices(
+    fault: Exception, machine: Laptop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise fault
+
+    monkeypatch.setattr("edge.runtime.engine.open_pipeline", broken)
+    with pytest.raises(type(fault)):
+        open_model(machine.model, Settings("CPU"), choices=machine.choices)
+    assert machine.choices.about(machine.model, "CPU") == []
+
+
+@pytest.mark.parametrize("rehearse", [False, True])
+def test_what_openvino_raises_is_the_models_where_the_cpu_computes(
+    rehearse: bool, machine: Laptop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("Exception from src/x.cpp:1:\nNPUW: Assertion quant_unpack_gather failed.")
+
+    monkeypatch.setattr("edge.runtime.engine.open_pipeline", broken)
+    settings = Settings("NPU", rehearse=True) if rehearse else Settings("CPU")
+    with pytest.raises(ModelError, match=r"cannot be loaded: NPUW: Assertion quant_unpack_gather failed") as caught:
+        Engine.load(machine.model, settings)
+    assert "driver" not in caught.value.hint
 
 
 @pytest.mark.parametrize("device", ["NPU", "GPU", "CPU"])

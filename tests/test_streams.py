@@ -1,0 +1,47 @@
+"""Standard streams that are closed, full or left by their reader."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edge.files import HOME_VARIABLE
+from tests.laptops import write_model
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="streams are closed by their numbers here")
+CLOSED = "import os, sys; os.close(int(sys.argv[1])); os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"
+OPEN = (
+    "import sys\nfrom edge import cli\n"
+    "cli._run = lambda argv: 5 if None in (sys.stdin, sys.stdout, sys.stderr) else 4\ncli.main()"
+)
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "home"))
+
+
+def run_without(stream: int, *argv: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", CLOSED, str(stream), *argv]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize("stream", [0, 1, 2])
+def test_what_is_closed_leads_nowhere(stream: int) -> None:
+    assert run_without(stream, "-c", OPEN).returncode == 4
+
+
+def test_a_command_needs_no_standard_output(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    write_model(folder)
+    done = run_without(1, "-m", "edge", "plan", str(folder), "--memory", "16GB")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_nothing_is_asked_of_a_closed_standard_input(tmp_path: Path) -> None:
+    write_model(tmp_path / "model")
+    done = run_without(0, "-m", "edge", "chat", str(tmp_path / "model"), "--device", "CPU")
+    assert done.returncode == 2 and "the input is empty" in done.stderr

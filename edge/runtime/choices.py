@@ -127,7 +127,7 @@ class Choices:
         now: Callable[[], datetime] = lambda: datetime.now(timezone.utc),
     ) -> None:
         self._folder = folder or home() / "choices"
-        self._ask = ask
+        self.ask = ask
         self._now = now
 
     def get(self, folder: Path, settings: Settings) -> Kept | None:
@@ -137,7 +137,7 @@ class Choices:
 
     def keep(self, folder: Path, settings: Settings, kept: Kept) -> None:
         """Write it down. A cache that cannot be written only costs the next start its time."""
-        own = key(folder, settings, self._ask)
+        own = key(folder, settings, self.ask)
         content = dataclasses.asdict(_File(1, str(folder.absolute()), own, kept))
         self._prune(folder.absolute(), own.ir)
         with contextlib.suppress(OutputError):
@@ -145,7 +145,7 @@ class Choices:
 
     def about(self, folder: Path, device: str) -> list[Kept]:
         """Everything that still counts of `folder` on a device, with whatever settings; the latest first."""
-        wanted = key(folder, Settings(device), self._ask)
+        wanted = key(folder, Settings(device), self.ask)
         found = []
         for path in self._folder.glob("*.json"):
             read = _read(path)
@@ -191,10 +191,10 @@ class Choices:
         return [mark for mark in self._folder.glob(self._mark(folder, settings, "*").name) if not _alive(mark)]
 
     def _mark(self, folder: Path, settings: Settings, process: str) -> Path:
-        return self._folder / f"{key(folder, settings, self._ask).name}.{process}.trying"
+        return self._folder / f"{key(folder, settings, self.ask).name}.{process}.trying"
 
     def _path(self, folder: Path, settings: Settings) -> Path:
-        return self._folder / f"{key(folder, settings, self._ask).name}.json"
+        return self._folder / f"{key(folder, settings, self.ask).name}.json"
 
     def _prune(self, folder: Path, ir: str) -> None:
         """Delete what can never count again: of models that are gone, of what was in `folder` before, and damaged."""

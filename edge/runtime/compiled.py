@@ -30,6 +30,35 @@ def compiled_folder(folder: Path, settings: Settings, ask: devices.Ask = devices
     if settings.device == "CPU":
         return None
     folder = folder.expanduser().resolve()
+    wanted = _place(folder, settings, ask)
+    if wanted.is_dir():
+        return wanted
+    _sweep(wanted.parent, wanted)
+    with contextlib.suppress(OutputError):
+        size = (folder / MODEL_FILE).with_suffix(".bin").stat().st_size
+        check_room(wanted, int(_BLOB * size), "a compiled model")
+        write_text(wanted.parent / _OF, str(folder))
+        wanted.mkdir(parents=True, exist_ok=True)
+        return wanted
+    return None
+
+
+def compiled_before(folder: Path, settings: Settings, ask: devices.Ask = devices.ask) -> bool:
+    """Whether something compiled is kept from an earlier start, which may have been damaged since."""
+    if settings.device == "CPU":
+        return False
+    place = _place(folder.expanduser().resolve(), settings, ask)
+    return place.is_dir() and any(place.iterdir())
+
+
+def forget(folder: Path, settings: Settings, ask: devices.Ask = devices.ask) -> bool:
+    """Delete what is kept, so that the next start compiles; returns whether it is gone."""
+    place = _place(folder.expanduser().resolve(), settings, ask)
+    delete(place)
+    return not place.exists()
+
+
+def _place(folder: Path, settings: Settings, ask: devices.Ask) -> Path:
     settings = dataclasses.replace(settings, device=devices.canonical(settings.device))
     # Only what the compiler sees: the NPU's shapes are its own, the rest is decided after compiling.
     context = settings.context if settings.device == "NPU" else None
@@ -37,17 +66,7 @@ def compiled_folder(folder: Path, settings: Settings, ask: devices.Ask = devices
     key = choices.key(folder, compiled, ask)
     place = home() / "compiled" / choices.digest(str(folder))
     device = settings.device.replace(":", "-").replace(",", "-") + ("-rehearsed" if settings.rehearse else "")
-    wanted = place / f"{device}.{key.ir}.{key.name}"
-    if wanted.is_dir():
-        return wanted
-    _sweep(place, wanted)
-    with contextlib.suppress(OutputError):
-        size = (folder / MODEL_FILE).with_suffix(".bin").stat().st_size
-        check_room(wanted, int(_BLOB * size), "a compiled model")
-        write_text(place / _OF, str(folder))
-        wanted.mkdir(parents=True, exist_ok=True)
-        return wanted
-    return None
+    return place / f"{device}.{key.ir}.{key.name}"
 
 
 def _sweep(place: Path, wanted: Path) -> None:

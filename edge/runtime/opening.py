@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from edge.errors import DeviceError, EdgeError, ModelError, ResourceError
 from edge.manifest import Manifest
 from edge.messages import Progress
-from edge.runtime import devices, ladder
+from edge.runtime import compiled, devices, ladder
 from edge.runtime import trial as trials
 from edge.runtime.choices import Choices, Kept
 from edge.runtime.settings import Settings
@@ -136,13 +136,15 @@ class _Way:
         """The model loaded so; what comes of it is kept."""
         earlier = self.choices.get(self.folder, settings)
         proven = settings.device == "CPU" if earlier is None else earlier.ok or earlier.loaded
+        kept_from_before = compiled.compiled_before(self.folder, settings, self.choices.ask)
         try:
-            if not proven or self.choices.crashed(self.folder, settings):
-                self._try(settings)
-            with self.choices.trying(self.folder, settings):
-                self.progress(f"loading {self.folder.name} on {ladder.label(settings)}", 0, 0)
-                engine = self.load(self.folder, settings)
-                figures = self._checked(engine, settings)
+            try:
+                engine, figures = self._loaded(settings, proven)
+            except (DeviceError, ModelError) as error:
+                if not kept_from_before or not compiled.forget(self.folder, settings, self.choices.ask):
+                    raise
+                self.say(f"{error.message}: what was compiled earlier may be damaged, so it is compiled again")
+                engine, figures = self._loaded(settings, proven=False)
         except _OF_THE_DEVICE as error:
             loaded = isinstance(error, _WrongNumbersError)
             if not loaded:
@@ -154,6 +156,15 @@ class _Way:
             kept = Kept(True, checked=figures is not None, figures=dict(figures or {}))
             self.choices.keep(self.folder, settings, kept)
         return engine
+
+    def _loaded(self, settings: Settings, proven: bool) -> tuple[Engine, Mapping[str, Any] | None]:
+        """The model, and figures of the check. What is not proven is tried in a process of its own before."""
+        if not proven or self.choices.crashed(self.folder, settings):
+            self._try(settings)
+        with self.choices.trying(self.folder, settings):
+            self.progress(f"loading {self.folder.name} on {ladder.label(settings)}", 0, 0)
+            engine = self.load(self.folder, settings)
+            return engine, self._checked(engine, settings)
 
     def _not_the_files_fault(self) -> None:
         """A damaged file is to be held against no device."""
@@ -181,7 +192,7 @@ class _Way:
             if not finding.ok:
                 raise _WrongNumbersError(
                     f"{here} computes wrongly: {finding.reason or 'no reason given'}",
-                    hint=_DAMAGED if settings.device == "CPU" else _DRIVER,
+                    hint=_DAMAGED if settings.device == "CPU" or settings.rehearse else _DRIVER,
                 )
         except BaseException:
             engine.close()

@@ -15,6 +15,7 @@ from edge.files import HOME_VARIABLE, home
 from edge.messages import Message, Sampling
 from edge.runtime import devices
 from edge.runtime.choices import Choices
+from edge.runtime.compiled import compiled_folder
 from edge.runtime.engine import Engine
 from edge.runtime.ladder import label
 from edge.runtime.opening import open_model
@@ -230,6 +231,50 @@ def test_a_fault_of_the_users_is_not_the_devices(machine: Laptop) -> None:
     assert machine.choices.about(machine.model, "GPU") == []
 
 
+def blob_of(machine: Laptop, settings: Settings) -> Path:
+    """Where a compiled model is kept, as an earlier start left it."""
+    place = compiled_folder(machine.model, settings, laptop)
+    assert place is not None
+    (place / "1.blob").write_text("damaged")
+    return place / "1.blob"
+
+
+@pytest.mark.parametrize("how", ["load", "crash", "numbers"])
+def test_a_damaged_compiled_model_is_compiled_again(how: str, machine: Laptop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(HOME_VARIABLE, str(machine.model.parent / "home"))
+    assert machine.open("GPU") == "GPU"
+    blob = blob_of(machine, Settings("GPU"))
+    load, tried, check = machine._load, machine._trial, machine._check
+
+    def from_blob(folder: Path, settings: Settings) -> Any:
+        if how == "load" and blob.exists():
+            raise DeviceError("GPU cannot load it: broken blob", hint="Update the driver.")
+        return load(folder, settings)
+
+    def in_child(folder: Path, settings: Settings, **options: Any) -> Outcome:
+        return crash("GPU") if how == "crash" and blob.exists() else tried(folder, settings, **options)
+
+    def looked_at(engine: Any) -> Finding:
+        return Finding(not (how == "numbers" and blob.exists()), "at 17 tokens it answers GGGG")
+
+    monkeypatch.setattr(machine, "_load", from_blob)
+    monkeypatch.setattr(machine, "_trial", in_child)
+    if how == "crash":  # the start before this one ended in it
+        monkeypatch.setattr(machine.choices, "crashed", lambda *_: blob.exists())
+    assert machine.open("GPU", check=looked_at if how == "numbers" else check) == "GPU"
+    assert not blob.exists() and len(machine.said) == 1 and machine.said[0].endswith("so it is compiled again")
+    kept = machine.choices.get(machine.model, Settings("GPU"))
+    assert kept is not None and kept.ok
+
+
+def test_what_this_very_start_compiled_is_not_compiled_twice(machine: Laptop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(HOME_VARIABLE, str(machine.model.parent / "home"))
+    monkeypatch.setattr(machine, "_load", lambda folder, settings: blob_of(machine, settings) and Loaded(settings))
+    machine.wrong = ("GPU",)
+    assert machine.open("GPU") == GPU_GUILTY
+    assert machine.tried == ["GPU", GPU_GUILTY]
+
+
 @pytest.mark.parametrize("fault", [AttributeError("'NoneType' object has no attribute 'encoding'"), TypeError("x")])
 def test_a_fault_of_our_own_is_no_models_and_no_devices(
     fault: Exception, machine: Laptop, monkeypatch: pytest.MonkeyPatch
@@ -371,8 +416,9 @@ class TestForReal:
     def test_the_npus_shapes_are_tried_in_a_child_and_then_loaded(self, tiny_npu: Path) -> None:
         stages: list[str] = []
         wanted = Settings("NPU", context=256, rehearse=True)
-        for expected in (["trying NPU in a process of its own", "loading out on NPU's shapes on the CPU"],
-                         ["loading out on NPU's shapes on the CPU"]):  # fmt: skip
+        trying, loading = ("trying NPU's shapes on the CPU in a process of its own",
+                           "loading out on NPU's shapes on the CPU")  # fmt: skip
+        for expected in ([trying, loading], [loading]):
             stages.clear()
             engine = open_model(tiny_npu, wanted, fallback=False, progress=lambda stage, *_: stages.append(stage))
             assert engine.device == "NPU" and self.answer(engine)[1] > 0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from edge.errors import DeviceError, EdgeError, ModelError, ResourceError
+from edge.errors import DeviceError, EdgeError, ModelError, OutputError, ResourceError
 from edge.manifest import Manifest
 from edge.messages import Progress
 from edge.runtime import compiled, devices, ladder
@@ -18,8 +18,8 @@ from edge.runtime.settings import Settings
 if TYPE_CHECKING:
     from edge.runtime.engine import Engine
 
-_OF_THE_DEVICE = (DeviceError, ModelError, ResourceError)
-"""Faults that another device may not have; others are the user's to mend."""
+_OF_THE_DEVICE = (DeviceError, ModelError, ResourceError, OutputError)
+"""Faults that another way may not have, the last where a variant cannot be written; others are the user's to mend."""
 _DRIVER = "Update the device's driver, or choose another device."
 _DAMAGED = "glm4-edge verify says whether the model's files are damaged; then export the model again."
 
@@ -145,6 +145,8 @@ class _Way:
                     raise
                 self.say(f"{error.message}: what was compiled earlier may be damaged, so it is compiled again")
                 engine, figures = self._loaded(settings, proven=False)
+        except OutputError:  # the cache's fault: nothing to be kept of the device
+            raise
         except _OF_THE_DEVICE as error:
             loaded = isinstance(error, _WrongNumbersError)
             if not loaded:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from edge.errors import DeviceError, EdgeError, ModelError, UsageError
+from edge.errors import DeviceError, EdgeError, ModelError, OutputError, UsageError
 from edge.files import HOME_VARIABLE, home
 from edge.messages import Message, Sampling
 from edge.runtime import devices
@@ -222,6 +222,14 @@ def test_where_nothing_works_each_reason_is_told(machine: Laptop) -> None:
     assert f"{GPU_F32}: {GPU_F32} computes wrongly" in message and message.endswith("CPU: no memory for it")
     assert caught.value.hint == "Close other programs."
     assert all(engine.closed for engine in machine.loaded)
+
+
+def test_a_variant_that_cannot_be_written_is_a_rung_that_fails(machine: Laptop) -> None:
+    machine.wrong = ("GPU",)
+    machine.faults = {GPU_GUILTY: OutputError("the cache cannot be written", hint="Free some space.")}
+    assert machine.open("GPU") == GPU_F32
+    assert machine.said[-1] == f"{GPU_GUILTY} → {GPU_F32}: the cache cannot be written"
+    assert machine.choices.get(machine.model, Settings("GPU", precision="guilty nodes")) is None, "no device's fault"
 
 
 def test_a_fault_of_the_users_is_not_the_devices(machine: Laptop) -> None:

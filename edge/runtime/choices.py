@@ -23,9 +23,9 @@ from pydantic import AwareDatetime, TypeAdapter, ValidationError
 from edge import golden
 from edge.errors import OutputError
 from edge.files import home, write_text
-from edge.manifest import FILE_NAME, MODEL_FILE
+from edge.manifest import FILE_NAME, MODEL_FILE, Manifest
 from edge.runtime import devices
-from edge.runtime.settings import Settings
+from edge.runtime.settings import Precision, Settings
 
 _PASSING = timedelta(days=1)
 """How long a failure is believed that may have had a passing cause, such as too little memory."""
@@ -143,8 +143,15 @@ class Choices:
         with contextlib.suppress(OutputError):
             write_text(self._folder / f"{own.name}.json", json.dumps(content, indent=2, default=str) + "\n")
 
-    def about(self, folder: Path, device: str) -> list[Kept]:
-        """Everything that still counts of `folder` on a device, with whatever settings; the latest first."""
+    def forget_failure(self, folder: Path, settings: Settings) -> None:
+        """Take back that `folder` fails so."""
+        kept = self.get(folder, settings)
+        if kept is not None and not kept.ok:
+            with contextlib.suppress(OSError):
+                self._path(folder, settings).unlink()
+
+    def about(self, folder: Path, device: str) -> list[tuple[Precision, Kept]]:
+        """Everything that still counts of `folder` on a device, whatever the other settings; the latest first."""
         wanted = key(folder, Settings(device), self.ask)
         found = []
         for path in self._folder.glob("*.json"):
@@ -153,17 +160,30 @@ class Choices:
                 continue
             its = read.key
             if (its.ir, its.identity, its.versions) == (wanted.ir, wanted.identity, wanted.versions):
-                found.append(read.kept)
-        return sorted(found, key=lambda kept: kept.when, reverse=True)
+                found.append((its.settings.get("precision", "chosen"), read.kept))
+        return sorted(found, key=lambda each: each[1].when, reverse=True)
 
     def failed(self, folder: Path, present: list[str]) -> dict[str, str]:
         """Devices on which every attempt failed, and why the last one did: AUTO passes them over."""
         found = {}
         for device in present:
             about = self.about(folder, device)
-            if about and not any(kept.ok for kept in about):
-                found[device] = about[0].reason or "it failed"
+            if about and not any(kept.ok for _, kept in about):
+                found[device] = about[0][1].reason or "it failed"
         return found
+
+    def resolved(self, device: str, folder: Path, present: Callable[[], list[str]] = devices.available) -> str:
+        """`devices.resolve` of the device that a chat with this model begins with: what AUTO is goes by what is known.
+
+        Raises:
+            ModelError: the folder holds no exported model.
+            DeviceError: there is no such device here.
+        """
+        if devices.parse(device) != devices.AUTO:
+            return devices.resolve(device, present)
+        here, manifest = present(), Manifest.read(folder)
+        unfit = [each for each in here if devices.illegal(each, manifest, folder) is not None]
+        return devices.resolve(device, lambda: here, manifest, [*unfit, *self.failed(folder, here)])
 
     @contextlib.contextmanager
     def trying(self, folder: Path, settings: Settings) -> Iterator[None]:

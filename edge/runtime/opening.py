@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +90,7 @@ def open_model(
         manifest,
         ["CPU"] if wanted.device == "CPU" else list(present()),
         fallback=fallback,
-        kept=lambda settings: _known_failure(known, folder, settings),
+        kept=lambda settings: known_failure(known, folder, settings),
         illegal=lambda device: illegal(device, manifest, folder),
     )
     return _Way(folder, fallback, check, load, trial, say, progress, known).down(wanted, ways)
@@ -154,6 +155,8 @@ class _Way:
             lasting = loaded or isinstance(error, _CrashedError)
             self.choices.keep(self.folder, settings, Kept(False, error.message, loaded=loaded, lasting=lasting))
             raise
+        if earlier is not None and _wrong(earlier):
+            return engine
         if earlier is None or not earlier.ok or (figures is not None and not earlier.checked):
             kept = Kept(True, checked=figures is not None, figures=dict(figures or {}))
             self.choices.keep(self.folder, settings, kept)
@@ -214,9 +217,19 @@ class _CrashedError(DeviceError):
     """Loading the model ended the process that tried it."""
 
 
-def _known_failure(choices: Choices, folder: Path, settings: Settings) -> ladder.Failure | None:
+def known_failure(choices: Choices, folder: Path, settings: Settings) -> ladder.Failure | None:
+    """How an earlier attempt failed, if it did. Numbers that are wrong are so in a context of any length."""
     kept = choices.get(folder, settings)
+    if settings.device != "NPU":  # whose shapes are compiled for the length
+        plain = dataclasses.replace(settings, context=None, sparse=None, evict_beyond=None)
+        without = choices.get(folder, plain)
+        kept = without if without is not None and _wrong(without) else kept
     if kept is None or kept.ok:
         return None
-    why = f"{kept.reason or 'it failed'} (found on {kept.when:%Y-%m-%d}; --no-fallback tries again)"
-    return ladder.Failure(why, kept.loaded)
+    again = "glm4-edge canary looks again" if _wrong(kept) else "--no-fallback tries again"
+    return ladder.Failure(f"{kept.reason or 'it failed'} (found on {kept.when:%Y-%m-%d}; {again})", kept.loaded)
+
+
+def _wrong(kept: Kept) -> bool:
+    """Whether a closer look than that of a start found wrong numbers: only such a look takes it back."""
+    return not kept.ok and kept.checked

@@ -24,6 +24,7 @@ from edge.infer import core, infer
 from edge.manifest import MODEL_FILE, Manifest
 from edge.messages import Progress
 from edge.runtime import devices
+from edge.runtime.choices import Choices
 from edge.runtime.refstore import Entry, Positions, Reference
 
 _PIECE = 128  # tokens of a prompt read at once: 155 MB of probabilities, with GLM-4's vocabulary
@@ -147,8 +148,8 @@ def compare(
     """
     manifest = Manifest.read(folder)
     check_same_model(manifest, reference, folder)
-    resolved = devices.resolve(device)
-    if resolved == "NPU":
+    resolved = Choices().resolved(device, folder)
+    if "NPU" in devices.members(resolved):
         raise DeviceError(
             "the NPU gives the logits of a prompt's last token only, and this comparison needs all of them",
             hint="Compare on the CPU; `glm4-edge canary` looks at what the NPU answers.",

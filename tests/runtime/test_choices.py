@@ -134,6 +134,21 @@ def test_what_is_known_of_a_device(choices: Choices, model: Path) -> None:
     assert choices.about(model, "NPU") == [] == choices.about(model, "CPU"), "a rehearsal says nothing of a device"
 
 
+@pytest.mark.parametrize(
+    ("target", "failed", "asked", "expected"),
+    [("cpu", [], "AUTO", "GPU"), ("cpu", ["GPU"], "auto", "CPU"), ("npu", [], "AUTO", "NPU"),
+     ("npu", ["NPU", "GPU"], "AUTO", "CPU"), ("cpu", ["GPU"], "gpu", "GPU")],
+)  # fmt: skip
+def test_auto_is_the_device_that_a_chat_begins_with(
+    choices: Choices, tmp_path: Path, target: str, failed: list[str], asked: str, expected: str
+) -> None:
+    notes = {"mode": "int4_sym", "group_size": "128", "ratio": "1"}
+    folder = write_model(tmp_path / "other", notes=notes, target=target)
+    for device in failed:
+        choices.keep(folder, Settings(device), WRONG)
+    assert choices.resolved(asked, folder, lambda: ["CPU", "GPU", "NPU"]) == expected
+
+
 def test_a_load_that_ends_leaves_no_mark(choices: Choices, model: Path, tmp_path: Path) -> None:
     for fault in (None, RuntimeError, KeyboardInterrupt):
         try:

@@ -30,7 +30,7 @@ def _gates(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.command(short_help="Compare an exported model with its checkpoint.")
 @click.argument("model")
 @click.argument("reference", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--device", default="CPU", show_default=True, help="CPU, GPU, GPU.n or AUTO.")
+@click.option("--device", default="CPU", show_default=True, help="CPU, GPU, GPU.n, HETERO:A,B or AUTO.")
 @_gates
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON, those of each prompt too.")
 def parity(model: str, reference: Path, device: str, as_json: bool, **bounds: float | None) -> None:

@@ -23,7 +23,7 @@ from pydantic import AwareDatetime, TypeAdapter, ValidationError
 from edge import golden
 from edge.errors import OutputError
 from edge.files import home, write_text
-from edge.manifest import FILE_NAME, MODEL_FILE, Manifest
+from edge.manifest import FILE_NAME, MODEL_FILE, TOKENIZER_FILES, Manifest
 from edge.runtime import devices
 from edge.runtime.settings import Precision, Settings
 
@@ -98,9 +98,9 @@ def key(folder: Path, settings: Settings, ask: devices.Ask = devices.ask) -> Key
 def ir_digest(folder: Path) -> str:
     """Tells one exported model from another, and from itself after a change, without reading gigabytes."""
     parts = [(folder / FILE_NAME).read_bytes()]
-    for path in (folder / MODEL_FILE, (folder / MODEL_FILE).with_suffix(".bin"), folder / golden.FILE_NAME):
-        if path.name == golden.FILE_NAME and not path.is_file():  # other programs' exports have none
-            continue
+    model_file = folder / MODEL_FILE
+    others = [folder / name for name in (golden.FILE_NAME, *TOKENIZER_FILES)]  # which other programs' exports may lack
+    for path in (model_file, model_file.with_suffix(".bin"), *(path for path in others if path.is_file())):
         known = path.stat()
         parts.append(f"{path.name} {known.st_size} {known.st_mtime_ns}".encode())
     return digest(b"\n".join(parts))

@@ -3,7 +3,7 @@
 Compilers of devices do not always refuse what they cannot do: some call abort, some hang, some take all memory. What
 they compile is kept on disk (`compiled`), so that the loading that follows is fast.
 
-A task of another kind, the thorough canary, is run there in the same way.
+Tasks of other kinds, the thorough canary and parity's loading, are run there in the same way.
 
 Run as a module it is the child: settings come on standard input, the answer goes to standard output.
 """
@@ -35,7 +35,7 @@ from edge.runtime.settings import Settings
 
 TIMEOUT_SECONDS = 900.0
 """A 9B model takes minutes to compile for an NPU."""
-Task = Literal["load", "canary"]
+Task = Literal["load", "canary", "parity"]
 COMMAND = (sys.executable, "-m", "edge.runtime.trial")
 _ANSWER = "glm4-edge trial: "  # compilers write to standard output, too
 _DRIVER = "update the device's driver, or choose another device."
@@ -86,7 +86,8 @@ def run(
 
     Args:
         timeout: seconds after which the child is killed.
-        task: "load": load the model and run one token; "canary": `canary.thorough`.
+        task: "load": load the model and run one token; "canary": `canary.thorough`;
+            "parity": `parity.try_out`.
         command: the child.
 
     Raises:
@@ -245,9 +246,16 @@ def _canary(folder: Path, settings: Settings) -> dict[str, Any]:
     return dataclasses.asdict(canary.thorough(folder, settings, golden))
 
 
+def _parity(folder: Path, settings: Settings) -> None:
+    from edge.runtime import parity
+
+    parity.try_out(folder, settings.device)
+
+
 _TASKS: dict[str, Callable[[Path, Settings], dict[str, Any] | None]] = {
     "load": lambda folder, settings: _load(folder, settings),
     "canary": lambda folder, settings: _canary(folder, settings),
+    "parity": lambda folder, settings: _parity(folder, settings),
 }
 
 

@@ -234,7 +234,7 @@ class Engine:
         except Exception as error:  # a template is a program
             raise ModelError(
                 f"the chat template of {self.name} cannot write this conversation: {_reason(error)}",
-                hint="Look at chat_template.jinja in the model's folder.",
+                hint="Write it otherwise; or mend the checkpoint's template, and export the model again.",
             ) from error
 
     def _decode(self, ids: Sequence[int], *, special: bool = False) -> str:

@@ -110,7 +110,8 @@ class Manifest(_Section):
                 hint="Export the model again, or update glm4-edge.",
             )
         for name, size in manifest.bytes.items():
-            # What a user may edit (generation_config.json, the chat template) is not held to its size.
+            # What a user may edit (generation_config.json) or nothing reads here (chat_template.jinja: what counts is
+            # in openvino_tokenizer.xml) is not held to its size.
             if name.startswith("openvino_") and not _has_size(folder / name, size):
                 raise ModelError(
                     f"{folder} is damaged: {name} is missing or does not have its {size:,} bytes",

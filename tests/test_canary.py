@@ -92,8 +92,12 @@ def test_what_cannot_be_looked_at(exported: Path, tmp_path: Path, capsys: pytest
     older = Path(shutil.copytree(exported, tmp_path / "older"))
     (older / golden.FILE_NAME).unlink()
     assert _run(["canary", str(older)]) == 1
-    assert "holds no golden logits" in capsys.readouterr().err
+    assert "golden.safetensors is missing" in capsys.readouterr().err
     made = json.loads((exported / "edge.json").read_text())
+    without = [check for check in made["checks"] if check["name"] != "golden"]
+    (older / "edge.json").write_text(json.dumps({**made, "checks": without}))
+    assert _run(["canary", str(older)]) == 1
+    assert "holds no golden logits" in capsys.readouterr().err
     (older / "edge.json").write_text(json.dumps({**made, "target": "cpu"}))
     shutil.copy(exported / golden.FILE_NAME, older)
     assert _run(["canary", str(older), "--rehearse"]) == 1

@@ -187,6 +187,23 @@ def test_the_command_prints_a_table_or_json_and_holds_a_gate(
     assert "does not keep 2 bounds" in spoken.err and "above --max-kl -1" in spoken.err
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--max-kl", "nan"),
+        ("--max-kl-worst", "-1"),
+        ("--min-top1", "85"),
+        ("--min-top5", "nan"),
+        ("--min-top5", "-0.1"),
+    ],
+)
+def test_a_bound_that_can_only_fail_is_wrong_usage(
+    option: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run(["parity", str(tmp_path), str(tmp_path / "x.ref"), option, value]) == 2
+    assert option in capsys.readouterr().err
+
+
 def test_a_damaged_model_is_seen(exported: tuple[Path, Path], tmp_path: Path) -> None:
     """One matrix zeroed: numbers that are finite and wrong."""
     folder, path = exported

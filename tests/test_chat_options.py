@@ -73,3 +73,8 @@ def test_auto_leaves_out_what_its_device_cannot_have_and_says_so(
     assert wanted.properties == properties
     told = "The GPU keeps no cache in u4: --kv-precision is left out." in capsys.readouterr().err
     assert told is (options == ["--kv-precision", "u4"])
+
+
+def test_what_cannot_be_interrupted_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run(["chat", "--help"]) == 0
+    assert "Ctrl-C takes effect only after that" in " ".join(capsys.readouterr().out.split())

@@ -52,7 +52,8 @@ DEVICE_OPTIONS = (
     click.option(
         "--sparse",
         type=click.Choice(["trishape", "xattention"]),
-        help="Read long prompts with parts of the attention left out: faster, and worse.",
+        help="Read long prompts with parts of the attention left out: faster, and worse. With xattention a prompt is "
+        "read in one go: Ctrl-C takes effect only after that.",
     ),
     click.option(
         "--evict-beyond",

@@ -10,7 +10,6 @@ from types import SimpleNamespace
 import pytest
 
 from edge.cli import _run
-from edge.runtime.choices import Choices
 from tests.conftest import write_checkpoint
 
 
@@ -69,10 +68,7 @@ def test_a_context_without_room_for_a_prompt_on_the_npu(tiny_npu: Path, capsys: 
 def test_devices_that_a_chat_takes(
     device: str, planned: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    resolved = Choices.resolved
-    monkeypatch.setattr(
-        Choices, "resolved", lambda self, device, folder: resolved(self, device, folder, lambda: ["CPU"])
-    )
+    monkeypatch.setattr("edge.runtime.devices.available", lambda: ["CPU"])
     assert _run(["plan", str(folder), "--device", device, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["device"] == planned
 

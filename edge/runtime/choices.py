@@ -11,7 +11,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -58,6 +58,7 @@ class Kept:
         loaded: it loaded, whatever the check said.
         checked: its numbers were looked at.
         figures: of the check.
+        thorough: by `canary.thorough`: a start, which looks at less, takes no such failure back.
         lasting: whether a failure is believed until the IR, the driver or a version changes; else for a day.
         when: UTC.
     """
@@ -67,6 +68,7 @@ class Kept:
     loaded: bool = True
     checked: bool = False
     figures: dict[str, Any] = field(default_factory=dict)
+    thorough: bool = False
     lasting: bool = True
     when: AwareDatetime = field(default_factory=lambda: datetime.now(timezone.utc))
 
@@ -172,16 +174,17 @@ class Choices:
                 found[device] = about[0][1].reason or "it failed"
         return found
 
-    def resolved(self, device: str, folder: Path, present: Callable[[], list[str]] = devices.available) -> str:
+    def resolved(self, device: str, folder: Path, present: Sequence[str] | None = None) -> str:
         """`devices.resolve` of the device that a chat with this model begins with: what AUTO is goes by what is known.
 
         Raises:
             ModelError: the folder holds no exported model.
             DeviceError: there is no such device here.
         """
+        here = devices.available() if present is None else list(present)
         if devices.parse(device) != devices.AUTO:
-            return devices.resolve(device, present)
-        here, manifest = present(), Manifest.read(folder)
+            return devices.resolve(device, lambda: here)
+        manifest = Manifest.read(folder)
         unfit = [each for each in here if devices.illegal(each, manifest, folder) is not None]
         return devices.resolve(device, lambda: here, manifest, [*unfit, *self.failed(folder, here)])
 
@@ -189,8 +192,9 @@ class Choices:
     def trying(self, folder: Path, settings: Settings) -> Iterator[None]:
         """Leave a mark while a model is loaded in this process: should that end the process, the mark stays."""
         mark = self._mark(folder, settings, str(os.getpid()))
+        of = {"folder": str(folder.absolute()), "ir": ir_digest(folder)}
         with contextlib.suppress(OutputError):
-            write_text(mark, json.dumps({"started": psutil.Process().create_time()}))
+            write_text(mark, json.dumps({"started": psutil.Process().create_time(), **of}))
         try:
             yield
         finally:
@@ -208,7 +212,7 @@ class Choices:
                 mark.unlink()
 
     def _dead_marks(self, folder: Path, settings: Settings) -> list[Path]:
-        return [mark for mark in self._folder.glob(self._mark(folder, settings, "*").name) if not _alive(mark)]
+        return [mark for mark in self._folder.glob(self._mark(folder, settings, "*").name) if not alive(mark)]
 
     def _mark(self, folder: Path, settings: Settings, process: str) -> Path:
         return self._folder / f"{key(folder, settings, self.ask).name}.{process}.trying"
@@ -218,12 +222,16 @@ class Choices:
 
     def _prune(self, folder: Path, ir: str) -> None:
         """Delete what can never count again: of models that are gone, of what was in `folder` before, and damaged."""
-        for path in self._folder.glob("*.json"):
-            found = _read(path)
-            of = Path(found.folder) if found is not None else None
-            if found is None or of is None or not (of / MODEL_FILE).is_file() or (of == folder and found.key.ir != ir):
-                with contextlib.suppress(OSError):  # Windows, where another process reads it
-                    path.unlink()
+
+        def counts(of: str, its: str) -> bool:
+            return (Path(of) / MODEL_FILE).is_file() and (Path(of) != folder or its == ir)
+
+        dead = [path for path in self._folder.glob("*.json")
+                if (found := _read(path)) is None or not counts(found.folder, found.key.ir)]  # fmt: skip
+        dead += [mark for mark in self._folder.glob("*.trying") if not alive(mark) and not counts(*_marked(mark))]
+        for path in dead:
+            with contextlib.suppress(OSError):  # Windows, where another process reads it
+                path.unlink()
 
     def _counts(self, kept: Kept) -> bool:
         # A clock that was wrong may have dated it in the future.
@@ -237,13 +245,22 @@ def _read(path: Path) -> _File | None:
         return None
 
 
-def _alive(mark: Path) -> bool:
+def alive(mark: Path) -> bool:
     """Whether the process that left the mark still runs; its number may be another's by now."""
     try:
         started = float(json.loads(mark.read_text(encoding="utf-8"))["started"])
         return bool(abs(psutil.Process(int(mark.name.split(".")[-2])).create_time() - started) < 1)
     except (OSError, ValueError, KeyError, TypeError, psutil.Error):
         return False
+
+
+def _marked(mark: Path) -> tuple[str, str]:
+    """Folder and IR that a mark is of; empty where it does not say."""
+    try:
+        told = json.loads(mark.read_text(encoding="utf-8"))
+        return str(told["folder"]), str(told["ir"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "", ""
 
 
 def digest(content: str | bytes) -> str:

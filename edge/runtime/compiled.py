@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
+import os
 from pathlib import Path
+
+import psutil
 
 from edge.errors import OutputError
 from edge.files import check_room, delete, home, write_text
@@ -16,6 +20,7 @@ from edge.runtime import choices, devices
 from edge.runtime.settings import Settings
 
 _BLOB = 1.5  # of the weights; the NPU's shapes of the pocket model, on the CPU, took 1.4
+_USED = "used.{}.by"  # a process's number; beside the blobs
 _OF = "of.txt"  # names the model that a folder's compiled ones are of
 
 
@@ -32,6 +37,7 @@ def compiled_folder(folder: Path, settings: Settings, ask: devices.Ask = devices
     folder = folder.expanduser().resolve()
     wanted = _place(folder, settings, ask)
     if wanted.is_dir():
+        _mark_use(wanted)
         return wanted
     _sweep(wanted.parent, wanted)
     with contextlib.suppress(OutputError):
@@ -39,8 +45,25 @@ def compiled_folder(folder: Path, settings: Settings, ask: devices.Ask = devices
         check_room(wanted, int(_BLOB * size), "a compiled model")
         write_text(wanted.parent / _OF, str(folder))
         wanted.mkdir(parents=True, exist_ok=True)
+        _mark_use(wanted)
         return wanted
     return None
+
+
+def _mark_use(place: Path) -> None:
+    """Say that this process uses it, so that no other one sweeps it away meanwhile."""
+    for mark in place.glob(_USED.format("*")):
+        if not choices.alive(mark):
+            with contextlib.suppress(OSError):
+                mark.unlink()
+    with contextlib.suppress(OutputError):
+        started = json.dumps({"started": psutil.Process().create_time()})
+        write_text(place / _USED.format(os.getpid()), started)
+
+
+def _used_by_another(place: Path) -> bool:
+    mine = _USED.format(os.getpid())
+    return any(mark.name != mine and choices.alive(mark) for mark in place.glob(_USED.format("*")))
 
 
 def compiled_before(folder: Path, settings: Settings, ask: devices.Ask = devices.ask) -> bool:
@@ -48,7 +71,7 @@ def compiled_before(folder: Path, settings: Settings, ask: devices.Ask = devices
     if settings.device == "CPU":
         return False
     place = _place(folder.expanduser().resolve(), settings, ask)
-    return place.is_dir() and any(place.iterdir())
+    return place.is_dir() and any(not path.match(_USED.format("*")) for path in place.iterdir())
 
 
 def forget(folder: Path, settings: Settings, ask: devices.Ask = devices.ask) -> bool:
@@ -74,7 +97,7 @@ def _sweep(place: Path, wanted: Path) -> None:
     device, ir, _ = wanted.name.rsplit(".", 2)
     for old in place.glob("*.*.*"):
         its_device, its_ir, _ = old.name.rsplit(".", 2)
-        if its_device == device or its_ir != ir:
+        if (its_device == device or its_ir != ir) and not _used_by_another(old):
             delete(old)  # Windows keeps what is in use; the next sweep gets it
     for other in place.parent.glob("*"):
         try:

@@ -120,6 +120,7 @@ def _keep(choices: Choices, folder: Path, found: Examined) -> None:
         return
     loaded = found.failed is None
     kept = Kept(
-        finding.ok, finding.reason, loaded=loaded, checked=loaded, figures=finding.figures, lasting=found.lasting
-    )
+        finding.ok, finding.reason, loaded=loaded, checked=loaded, figures=finding.figures, thorough=loaded,
+        lasting=found.lasting,
+    )  # fmt: skip
     choices.keep(folder, settings, kept)

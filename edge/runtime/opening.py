@@ -192,7 +192,6 @@ class _Way:
             return None
         here = ladder.label(settings)
         try:
-            self.progress(f"checking the numbers of {here}", 0, 0)
             finding = self.check(engine)
             if not finding.ok:
                 raise _WrongNumbersError(
@@ -231,5 +230,5 @@ def known_failure(choices: Choices, folder: Path, settings: Settings) -> ladder.
 
 
 def _wrong(kept: Kept) -> bool:
-    """Whether a closer look than that of a start found wrong numbers: only such a look takes it back."""
-    return not kept.ok and kept.checked
+    """Whether canary found wrong numbers, which looks at more than a start does: only it takes that back."""
+    return not kept.ok and kept.thorough

@@ -148,7 +148,7 @@ def test_auto_is_the_device_that_a_chat_begins_with(
     folder = write_model(tmp_path / "other", notes=notes, target=target)
     for device in failed:
         choices.keep(folder, Settings(device), WRONG)
-    assert choices.resolved(asked, folder, lambda: ["CPU", "GPU", "NPU"]) == expected
+    assert choices.resolved(asked, folder, ["CPU", "GPU", "NPU"]) == expected
 
 
 def test_a_load_that_ends_leaves_no_mark(choices: Choices, model: Path, tmp_path: Path) -> None:
@@ -184,6 +184,23 @@ def test_a_crash_in_this_process_is_known_at_the_next_start(model: Path, tmp_pat
     assert choices.get(model, Settings("CPU")) is None
     choices.forget_crash(model, Settings("CPU"))
     assert not choices.crashed(model, Settings("CPU")) and not list(folder.glob("*.trying"))
+
+
+@pytest.mark.parametrize("change", ["gone", "weights", "none"])
+def test_a_mark_that_can_never_count_again_is_deleted(model: Path, tmp_path: Path, change: str) -> None:
+    folder, other = tmp_path / "choices", write_model(tmp_path / "other")
+    subprocess.run([sys.executable, "-c", CRASH, str(folder), str(model), "exit"], capture_output=True, timeout=60)
+    choices = Choices(folder, lambda *_: None)
+    if change == "gone":
+        shutil.rmtree(model)
+    elif change == "weights":
+        (model / "openvino_model.bin").write_bytes(b"others")
+        manifest(bytes={"openvino_model.bin": 6}).write(model)
+    choices.keep(model if change == "weights" else other, Settings("CPU"), WRONG)
+    assert bool(list(folder.glob("*.trying"))) is (change == "none")
+    with choices.trying(other, Settings("CPU")):
+        choices.keep(other, Settings("CPU"), WRONG)
+        assert len(list(folder.glob("*.trying"))) == 1 + (change == "none"), "of one that is still at it"
 
 
 def test_a_process_number_that_is_anothers_by_now(choices: Choices, model: Path, tmp_path: Path) -> None:

@@ -179,12 +179,12 @@ def test_the_command_prints_a_table_or_json_and_holds_a_gate(
     assert _run([*words, "--max-kl", "0.5"]) == 0
     table = capsys.readouterr().out.splitlines()
     assert table[0].split()[:2] == ["prompts", "tokens"] and table[1].startswith("all")
-    assert _run([*words, "--json", "--max-kl", "-1", "--min-top1", "1.1"]) == 1
+    assert _run([*words, "--json", "--max-kl", "0", "--max-kl-worst", "0"]) == 1
     spoken = capsys.readouterr()
     found = json.loads(spoken.out)
     assert len(found["failed"]) == 2 and found["groups"]["all"]["prompts"] == 2
     assert found["reference"]["dtype"] == "f32" and [one["id"] for one in found["prompts"]] == ["short", "long"]
-    assert "does not keep 2 bounds" in spoken.err and "above --max-kl -1" in spoken.err
+    assert "does not keep 2 bounds" in spoken.err and "above --max-kl 0" in spoken.err
 
 
 @pytest.mark.parametrize(

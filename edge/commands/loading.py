@@ -52,7 +52,8 @@ DEVICE_OPTIONS = (
     click.option(
         "--sparse",
         type=click.Choice(["trishape", "xattention"]),
-        help="Read long prompts with parts of the attention left out: faster, and worse.",
+        help="Read long prompts with parts of the attention left out: faster, and worse. With xattention a prompt is "
+        "read in one go: Ctrl-C takes effect only after that.",
     ),
     click.option(
         "--evict-beyond",
@@ -93,6 +94,7 @@ def look(
     from edge.npu import REHEARSED
     from edge.runtime import devices
     from edge.runtime import plan as plans
+    from edge.runtime.choices import Choices
     from edge.runtime.pipelines import check_lookup
     from edge.runtime.settings import Settings
 
@@ -124,7 +126,7 @@ def look(
     folder = _exported(model, exported_for(named, rehearse), yes=yes, interactive=sys.stdin.isatty())
     if kv_precision is not None and named == devices.AUTO:
         # The devices it may fall back to keep a cache in all that this one does.
-        first = _automatic(folder)
+        first = Choices().resolved(devices.AUTO, folder)
         if no_fallback:
             plans.check_kv(first, kv_precision)
         elif kv_precision not in plans.kv_choices(first):
@@ -165,16 +167,6 @@ def exported_for(named: str, rehearse: bool) -> str:
         return devices.automatic(None, present)[0]
     place = devices.members(named)[0]
     return place if rehearse or devices.has(present, place) else "CPU"
-
-
-def _automatic(folder: Path) -> str:
-    """The device that AUTO begins with."""
-    from edge.manifest import Manifest
-    from edge.runtime import devices
-    from edge.runtime.choices import Choices
-
-    present = devices.available()
-    return devices.resolve(devices.AUTO, lambda: present, Manifest.read(folder), Choices().failed(folder, present))
 
 
 def check_model(model: str) -> None:

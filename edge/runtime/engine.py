@@ -26,6 +26,9 @@ from edge.runtime.settings import Settings
 from edge.runtime.stream import Running, Turn, Write, stream_tokens
 from edge.runtime.template import Template
 
+_OF_OPENVINO = (RuntimeError, MemoryError)
+"""What OpenVINO and GenAI raise. All else is a fault of ours, which says nothing of a model or a device."""
+
 
 class Engine:
     """An exported model, loaded. A `ChatEngine`, a `Probing`, and a context manager that closes itself.
@@ -80,8 +83,8 @@ class Engine:
             )
         try:
             return cls(open_pipeline(folder, settings, manifest), manifest, settings)
-        except Exception as error:
-            raise _not_loaded(error, folder, settings.device) from error
+        except _OF_OPENVINO as error:
+            raise _not_loaded(error, folder, settings) from error
 
     def __enter__(self) -> Engine:
         return self
@@ -252,7 +255,7 @@ class Engine:
         except Exception as error:  # a template is a program
             raise ModelError(
                 f"the chat template of {self.name} cannot write this conversation: {_reason(error)}",
-                hint="Look at chat_template.jinja in the model's folder.",
+                hint="Write it otherwise; or mend the checkpoint's template, and export the model again.",
             ) from error
 
     def _decode(self, ids: Sequence[int], *, special: bool = False) -> str:
@@ -314,13 +317,12 @@ class Engine:
         return tokens, log_probs
 
 
-def _not_loaded(error: Exception, folder: Path, device: str) -> EdgeError:
+def _not_loaded(error: Exception, folder: Path, settings: Settings) -> EdgeError:
     """What went wrong, in our words."""
-    if isinstance(error, EdgeError):
-        return error
+    device = settings.device
     if "Unsupported property" in str(error):
         return UsageError(f"{device} does not take these properties: {_reason(error)}", hint="Leave out what it names.")
-    if device == "CPU":
+    if device == "CPU" or settings.rehearse:
         return ModelError(
             f"{folder} cannot be loaded: {_reason(error)}",
             hint="Export the model again; if memory is short, close other programs.",

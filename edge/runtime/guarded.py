@@ -372,6 +372,7 @@ def open_guarded(
         if engine.settings.device == "CPU" and kept is not None and kept.ok and kept.checked:
             late = lambda engine: canary.quick(engine, golden)  # noqa: E731
             return Finding(True, None, kept.figures)
+        progress(f"checking the numbers of {label(engine.settings)}", 0, 0)
         return canary.quick(engine, golden)
 
     def opened() -> Engine:

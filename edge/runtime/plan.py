@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edge.errors import ModelError, UsageError
-from edge.manifest import Manifest
+from edge.manifest import FILE_NAME, MODEL_FILE, Manifest
 from edge.npu import MAX_PROMPT_LEN, MIN_RESPONSE_LEN
 from edge.runtime.settings import Sparse
 
@@ -61,9 +61,12 @@ class Shape:
         """The shape of an exported model, from `edge.json` and `config.json`.
 
         Raises:
-            ModelError: the folder holds no exported model, or its config.json is damaged.
+            ModelError: the folder holds no exported model, or its edge.json or config.json is damaged.
         """
         manifest = Manifest.read(folder)
+        for name in (MODEL_FILE, "openvino_model.bin"):
+            if name not in manifest.bytes:
+                raise ModelError(f"{folder / FILE_NAME} does not give the size of {name}", hint="Export it again.")
         try:
             return cls.of(manifest, json.loads((folder / "config.json").read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError, KeyError, OverflowError) as error:

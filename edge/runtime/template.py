@@ -16,7 +16,7 @@ from jinja2 import meta
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from edge.errors import UsageError
+from edge.errors import ModelError, UsageError
 from edge.messages import Message
 
 _TOOLS = "# 可用工具"
@@ -32,12 +32,18 @@ class Template:
 
     Args:
         source: in jinja; empty: there is none.
+
+    Raises:
+        ModelError: it is not in jinja.
     """
 
     def __init__(self, source: str) -> None:
         self._source = source
         environment = _environment()
-        self._compiled = environment.from_string(source)
+        try:
+            self._compiled = environment.from_string(source)
+        except jinja2.TemplateError as error:
+            raise ModelError(f"the model's chat template is none ({error})", hint="Export the model again.") from error
         # `message.tools` and `item['tools']`: GLM-4's of 2024 then sets a variable of that name, which is not the one
         # beside the messages
         self._inside = any(word in source for word in ("['tools']", '["tools"]', ".tools"))

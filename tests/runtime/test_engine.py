@@ -22,6 +22,7 @@ from edge.runtime.engine import Engine
 from edge.runtime.pipelines import OneByOne, Opened
 from edge.runtime.prefix import Reading
 from edge.runtime.settings import Settings
+from edge.runtime.template import Template
 from edge.runtime.text import TextBuffer
 
 CAPITAL = [Message("user", "What is the capital of France?")]
@@ -511,3 +512,14 @@ def test_the_npu_is_rehearsed_over_turns_at_and_beyond_its_prompt_limit(tiny_npu
         with pytest.raises(ContextError, match="129 tokens"):
             run(engine, filled(129), short)
         assert run(engine, first, short)[:2] == said, "after a refusal it goes on"
+
+
+def test_a_template_that_refuses_names_no_file_that_is_not_read() -> None:
+    """What counts is in the tokenizer's IR; a chat_template.jinja beside it may say anything."""
+    engine = fake_engine(lambda streamer: None)
+    engine._template = Template("{{ raise_exception('only users speak here') }}")
+    with pytest.raises(ModelError, match="cannot write this conversation: only users speak here") as caught:
+        engine.count_tokens(CAPITAL)
+    assert "chat_template.jinja" not in caught.value.hint
+    with pytest.raises(ModelError, match="chat template is none"):
+        Template("{% for %}")

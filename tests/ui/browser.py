@@ -50,7 +50,7 @@ class Browser:
             viewport={"width": width, "height": height}, locale=locale, color_scheme="dark" if dark else "light"
         )
         self._contexts.append(context)
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(45_000)
         context.route(re.compile("."), self._let_through)
         page = context.new_page()
         page.on("pageerror", lambda error: self.faults.append(str(error)))

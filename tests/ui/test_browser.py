@@ -59,7 +59,7 @@ def finished(page: Any) -> None:
     page.locator("#edge-field .submit-button").wait_for()
 
 
-def until(what: Callable[[], bool], seconds: float = 15) -> None:
+def until(what: Callable[[], bool], seconds: float = 45) -> None:
     """Wait for something that no locator waits for."""
     end = time.monotonic() + seconds
     while not what():

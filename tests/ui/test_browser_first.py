@@ -84,6 +84,12 @@ def test_the_model_is_changed_while_a_conversation_is_open(browser: Browser, mak
     send(page, "hello")
     finished(page)
     page.get_by_role("button", name="Change the model").click()
+    page.get_by_role("radio", name="Pocket").check()
+    page.get_by_role("button", name="See what it takes").click()
+    page.get_by_role("button", name="Choose another").click()
+    page.get_by_role("button", name="Cancel").click()
+    page.locator(FIELD).wait_for()
+    page.get_by_role("button", name="Change the model").click()
     page.get_by_role("radio", name="other").check()
     page.get_by_role("button", name="Load").click()
     until(lambda: len(desk.host.backend.opened) == 2)  # type: ignore[attr-defined]

@@ -166,6 +166,25 @@ def test_another_model_takes_the_place_of_the_first(make_desk: MakeDesk) -> None
     assert desk.host.backend.closed == [first]  # type: ignore[attr-defined]
 
 
+def test_who_looked_at_another_model_goes_on_with_the_first(make_desk: MakeDesk) -> None:
+    desk = make_desk()
+    first = desk.host.engine
+    desk.act({"do": "choose", "model": "pocket"})
+    stages(desk, "costed")
+    desk.act({"do": "back"})
+    assert desk.host.state()["stage"] == "ready" and desk.host.engine is first
+
+
+def test_the_first_model_is_given_back_before_the_next_is_loaded(make_desk: MakeDesk) -> None:
+    desk = make_desk()
+    first = desk.host.engine
+    desk.act({"do": "choose", "model": "models/locked"})
+    assert desk.host.wait(10)
+    state = desk.host.state()
+    assert desk.host.backend.closed == [first] and not state["loaded"]  # type: ignore[attr-defined]
+    assert state["stage"] == "choose" and "no room" in state["error"]
+
+
 def test_with_yes_it_is_exported_at_once(make_desk: MakeDesk) -> None:
     desk = make_desk(model=None)
     desk.host.choose("pocket", at_once=True)

@@ -35,7 +35,7 @@
         ...made.map(({ model, folder }) => option(`made:${folder}`, model, `${say("made")} · ${folder}`)),
         option("pocket", say("pocket"), say("pocket more")), option("folder", say("folder"), say("folder more")),
         option("hub", say("hub"), say("hub more"))), make("div", { class: "buttons" }, go,
-        host.stage === "ready" && button("cancel", () => { edge.choosing = false; edge.view("chat"); })));
+        host.loaded && button("cancel", async () => { edge.choosing = false; await act({ do: "back" }); edge.view("chat"); })));
       return [make("h2", {}, say("first title")), make("p", { class: "lead" }, say("first more")), fault(host), form];
     };
     const fault = (host) => host.error && make("p", { class: "fault", role: "alert" }, host.error);
@@ -50,7 +50,7 @@
         row("cost time", say("cost about", time(facts.seconds.total)), facts.download ? say("cost and download") : "")),
         facts.possible ? make("p", { class: "good" }, say("cost possible")) : make("p", { class: "fault", role: "alert" }, `${facts.reason[0].toUpperCase()}${facts.reason.slice(1)}. ${facts.way_out}`),
         make("div", { class: "buttons" }, facts.possible && button("begin export", () => act({ do: "export", model: host.model }), "main"),
-          button("back", () => act({ do: "back" })))];
+          button("back", () => { edge.choosing = true; act({ do: "back" }); }))];
     };
 
     const work = (host) => {
@@ -69,7 +69,7 @@
     };
 
     const stopped = (host) => [make("h2", {}, host.model), fault(host) || make("p", { class: "lead" }, say("was stopped")),
-      make("div", { class: "buttons" }, button("go on", () => act({ do: "export", model: host.model }), "main"), button("back", () => act({ do: "back" })))];
+      make("div", { class: "buttons" }, button("go on", () => act({ do: "export", model: host.model }), "main"), button("back", () => { edge.choosing = true; act({ do: "back" }); }))];
 
     const pages = { choose, cost: work, costed: cost, export: work, stopped, load: work, ready: choose };
     let asking = false;
@@ -77,13 +77,13 @@
       if (document.body.dataset.edgeView !== "first") { made = null; return; }
       const stage = edge.choosing && host.stage === "ready" ? "choose" : host.stage;
       if (stage === "ready") return edge.view("chat");
-      if (stage !== "choose") [made, kind, edge.choosing] = [null, null, false];
+      if (stage !== "choose") [made, kind] = [null, null];
       else if (made === null) {
         if (asking) return;
         asking = true;
         try { made = (await edge.server().act({ do: "made" })).made || []; } finally { asking = false; }
       }
-      edge.draw(box, JSON.stringify([stage, host.model, host.error, host.cost, made?.length]), () => { box.edgeLive = null; return pages[stage](host).filter(Boolean); });
+      edge.draw(box, JSON.stringify([stage, host.model, host.error, host.cost, host.loaded, made?.length]), () => { box.edgeLive = null; return pages[stage](host).filter(Boolean); });
       box.edgeLive?.(host);
     });
   };

@@ -110,7 +110,8 @@ class Host:
         with self._lock:
             shown = self._shown
             return {
-                "stage": shown.stage, "model": shown.model, "error": shown.error, "cost": shown.cost,
+                "stage": shown.stage, "loaded": self._engine is not None, "model": shown.model,
+                "error": shown.error, "cost": shown.cost,
                 "what": shown.what, "done": shown.done, "total": shown.total,
                 "seconds": time.monotonic() - shown.since,
             }  # fmt: skip
@@ -154,9 +155,9 @@ class Host:
         self._stop.set()
 
     def back(self) -> None:
-        """Choose again."""
+        """Choose again, or go on with the model that is loaded."""
         if self._worker is None or not self._worker.is_alive():
-            self._show("choose", "")
+            self._show("choose" if self._engine is None else "ready", "")
 
     def wait(self, seconds: float | None = None) -> bool:
         """Wait until nothing is being done any more; False: it still is."""
@@ -175,10 +176,11 @@ class Host:
     def _load(self, folder: Path, progress: Progress) -> None:
         self._show("load", self._shown.model)
         remarks: list[str] = []
-        engine = self.backend.open(folder, None, remarks.append, progress)
-        before, self._engine, self.folder, self.remarks = self._engine, engine, folder, remarks
+        before, self._engine = self._engine, None
         if before is not None:
-            before.close()
+            before.close()  # first: a laptop has no memory for two
+        engine = self.backend.open(folder, None, remarks.append, progress)
+        self._engine, self.folder, self.remarks = engine, folder, remarks
         self._ready(engine)
         self._show("ready", engine.name)
 

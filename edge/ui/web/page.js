@@ -16,6 +16,7 @@
   edge.make = (name, attributes = {}, ...children) => {
     const svg = ["svg", "rect", "path", "line", "polyline", "text", "title", "circle"].includes(name);
     const made = svg ? document.createElementNS("http://www.w3.org/2000/svg", name) : document.createElement(name);
+    if (name === "button") made.type = "button";  // else one in a form would send it
     for (const [key, value] of Object.entries(attributes)) {
       if (value === undefined || value === null || value === false) continue;
       if (key.startsWith("on")) made.addEventListener(key.slice(2), value);
@@ -89,6 +90,7 @@
     if (!edge.last) return;
     const first = edge.last.host.stage !== "ready";
     if (first) edge.view("first");
+    if (["cost", "export", "load"].includes(edge.last.host.stage)) edge.choosing = false;
     const shown = (parts.rail.props.value || {}).revision !== null;  // the conversation has come
     if (!first && shown && !edge.choosing && (document.body.dataset.edgeView ?? "first") === "first") {
       edge.view("chat");

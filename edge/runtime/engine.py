@@ -24,7 +24,7 @@ from edge.runtime.plan import BLOCK
 from edge.runtime.prefix import PrefixMemory, Reading
 from edge.runtime.settings import Settings
 from edge.runtime.stream import Running, Turn, Write, stream_tokens
-from edge.runtime.template import Template
+from edge.runtime.template import SEAM, Template
 
 _OF_OPENVINO = (RuntimeError, MemoryError)
 """What OpenVINO and GenAI raise. All else is a fault of ours, which says nothing of a model or a device."""
@@ -219,7 +219,7 @@ class Engine:
         """The conversation as tokens, the answer's opening included; or a text, begun as the tokenizer begins one.
 
         The chat template writes GLM-4's `[gMASK]<sop>` itself. Encoding with special tokens would put it
-        there twice.
+        there twice. What a message spells like a special token is text, as in GLM-4's own tokenizer.
 
         Raises:
             ModelError: the model has been closed, or has no chat template, or one that refuses the conversation.
@@ -235,7 +235,9 @@ class Engine:
             raise UsageError(
                 f"the text holds half of a character, {text[error.start]!r}", hint="Send it as valid Unicode."
             ) from error
-        return self._ids(text, special=isinstance(conversation, str))
+        if isinstance(conversation, str):
+            return self._ids(text, special=True)
+        return [token for part in text.split(SEAM) for token in self._ids(part)]
 
     def _known(self, ids: Sequence[int]) -> list[int]:
         size = self.manifest.architecture.vocab_size

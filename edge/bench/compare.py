@@ -24,6 +24,8 @@ _DRAWS = 4000
 _LEVEL = 0.95
 _SMALLEST = 0.01
 """A difference below one in a hundred is none that a user meets."""
+DISTURBED = 0.1
+"""Share of the processors that others had in a run, above which it is not compared with one of another time."""
 _FEWEST = 6
 """Pairs: below, even if all say the same, chance alone would too often."""
 METRICS: dict[str, Callable[[Sample], float | None]] = {
@@ -48,11 +50,13 @@ class Difference:
     high: float
     """Ends of the interval."""
     pairs: int
+    doubtful: bool = False
+    """The runs were made at different times, and something disturbed one of them."""
 
     @property
     def verdict(self) -> Verdict:
-        """Of the second run; "no difference" also where too little was measured to tell."""
-        if self.pairs < _FEWEST or self.low <= 1.0 <= self.high or abs(self.ratio - 1) < _SMALLEST:
+        """Of the second run; "no difference" also where it cannot be told."""
+        if self.doubtful or self.pairs < _FEWEST or self.low <= 1.0 <= self.high or abs(self.ratio - 1) < _SMALLEST:
             return "no difference"
         return "slower" if self.ratio > 1 else "faster"
 

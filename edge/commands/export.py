@@ -155,6 +155,15 @@ def export_model(
             return out, made, False
         pipeline.check_machine(job.checkpoint.spec, job.recipe, out)
         if is_exported(out):
+            from edge.errors import OutputError
+            from edge.manifest import Manifest
+
+            earlier = Manifest.read(out)
+            if earlier.target != target and not force:
+                raise OutputError(
+                    f"{out} holds {earlier.source.model} exported for {earlier.target}, not for {target}",
+                    hint=f"Name another folder, say --for {earlier.target}, or replace it with --force.",
+                )
             say(f"Replacing the earlier export in {out}.")
         return out, pipeline.run(job, progress), True
 

@@ -196,17 +196,25 @@ def _exported(model: str, device: str, *, yes: bool, interactive: bool) -> Path:
         return folder
     what = _cost(model, target)
     if interactive and not yes:
-        if not click.confirm(f"{model} is not exported yet ({what}). Export it now?", default=True, err=True):
+        if not click.confirm(
+            f"{model} is not exported{_for(target)} yet ({what}). Export it now?", default=True, err=True
+        ):
             raise ModelError(f"{model} is not exported", hint=f"Later: glm4-edge export {model} --for {target}")
     elif model != pocket.NAME and not yes:
         raise ModelError(
-            f"{model} is not exported yet", hint=f"Run: glm4-edge export {model} --for {target}, or add --yes."
+            f"{model} is not exported{_for(target)} yet",
+            hint=f"Run: glm4-edge export {model} --for {target}, or add --yes.",
         )
     else:
-        say(f"{model} is not exported yet; doing that first ({what}).")
+        say(f"{model} is not exported{_for(target)} yet; doing that first ({what}).")
     say(summary(export_model(model, folder, target=target)[1]))
     say(f"{model} is in {folder}")
     return folder
+
+
+def _for(target: str) -> str:
+    """ " for the NPU", where it is another device than the CPU; it may be exported for that."""
+    return {"igpu": " for GPUs", "npu": " for the NPU"}.get(target, "")
 
 
 def _cost(model: str, target: str) -> str:

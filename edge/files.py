@@ -126,14 +126,18 @@ def new_folder(
 
 
 @contextlib.contextmanager
-def alone(target: Path) -> Iterator[None]:
-    """Hold a lock on `target`'s name; it lies in the cache, and a killed process holds it no longer."""
+def alone(target: Path, wait_seconds: float = 0) -> Iterator[None]:
+    """Hold a lock on `target`'s name; it lies in the cache, and a killed process holds it no longer.
+
+    Raises:
+        OutputError: another process holds it, for longer than is to be waited; or the place cannot be written.
+    """
     name = hashlib.sha256(str(target).encode()).hexdigest()[:16]
     lock = FileLock(home() / "locks" / f"{name}.lock")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=wait_seconds)
     except Timeout:
         raise OutputError(
             f"another process is writing {target}", hint="Wait until it is done, or name another folder."

@@ -93,13 +93,16 @@ def read(folder: Path) -> Golden | None:
     """The golden logits of an exported model; None where it has none: older exports, and those of other programs.
 
     Raises:
-        ModelError: the file is damaged, another model's, or of a newer version. Whoever holds a device against it can
-            rely on finite numbers, on lengths that begin with those of `LENGTHS`, and on ids in the vocabulary.
+        ModelError: the file is gone that edge.json names, or it is damaged, another model's, or of a newer version.
+            Whoever holds a device against it can rely on finite numbers, on lengths that begin with those of `LENGTHS`,
+            and on ids in the vocabulary.
     """
     from safetensors import SafetensorError, safe_open
 
     path = folder / FILE_NAME
     if not path.is_file():
+        if _written_digest(folder) is not None:  # else nobody would hear that devices are no longer checked
+            raise ModelError(f"{folder} is damaged: {FILE_NAME} is missing", hint="Export the model again.")
         return None
     check_readable(path)
     try:
@@ -142,7 +145,15 @@ def _damage(path: Path, found: Golden) -> str | None:
     made = manifest.Manifest.read(path.parent)
     if made.architecture.vocab_size != vocabulary:
         return f"it is another model's: of {vocabulary:,} entries, not {made.architecture.vocab_size:,}"
-    told = next((check.figures.get("sha256") for check in made.checks if check.name == "golden"), None)
+    told = _written_digest(path.parent)
     if told is not None and hashlib.sha256(path.read_bytes()).hexdigest() != told:
         return "it is not what the export wrote"
     return None
+
+
+def _written_digest(folder: Path) -> str | None:
+    """What edge.json says that the export wrote; None where it says nothing."""
+    if not (folder / manifest.FILE_NAME).is_file():
+        return None
+    checks = manifest.Manifest.read(folder).checks
+    return next((check.figures.get("sha256") for check in checks if check.name == "golden"), None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +15,8 @@ from edge.files import check_readable, write_text
 FILE_NAME = "edge.json"
 FORMAT = 1
 MODEL_FILE = "openvino_model.xml"
-
+TOKENIZER_FILES = tuple(f"openvino_{name}tokenizer.{kind}" for name in ("", "de") for kind in ("xml", "bin"))
+"""What OpenVINO reads without looking whether it is whole: damaged, they end the process. They are small."""
 
 Count = Annotated[int, Field(gt=0, lt=2**31)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
@@ -76,6 +79,8 @@ class Manifest(_Section):
     bytes: dict[str, Annotated[int, Field(ge=0, lt=2**63)]]
     """Size of each file written."""
     checks: list[Check]
+    sha256: dict[str, str] = {}
+    """Of those of `TOKENIZER_FILES` that were written; older exports have none."""
 
     def write(self, folder: Path) -> None:
         """Put `edge.json` into `folder`."""
@@ -105,7 +110,8 @@ class Manifest(_Section):
                 hint="Export the model again, or update glm4-edge.",
             )
         for name, size in manifest.bytes.items():
-            # What a user may edit (generation_config.json, the chat template) is not held to its size.
+            # What a user may edit (generation_config.json) or nothing reads here (chat_template.jinja: what counts is
+            # in openvino_tokenizer.xml) is not held to its size.
             if name.startswith("openvino_") and not _has_size(folder / name, size):
                 raise ModelError(
                     f"{folder} is damaged: {name} is missing or does not have its {size:,} bytes",
@@ -113,7 +119,18 @@ class Manifest(_Section):
                 )
             if name.startswith("openvino_"):
                 check_readable(folder / name)
+        for name, digest in digests(folder, manifest.sha256).items():
+            if digest != manifest.sha256[name]:
+                raise ModelError(
+                    f"{folder} is damaged: {name} is not what the export wrote", hint="Export the model again."
+                )
         return manifest
+
+
+def digests(folder: Path, names: Iterable[str] = TOKENIZER_FILES) -> dict[str, str]:
+    """SHA-256 of those files that are there."""
+    there = [folder / name for name in names if (folder / name).is_file()]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in there}
 
 
 def no_model(folder: Path, lacking: str) -> ModelError:

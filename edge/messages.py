@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from edge.grammar import Grammar
 
+SPECIAL = re.compile(r"<(?=\|\w+\|>)|<(?=(?:sop|eop)>)|\[(?=(?:g|s)?MASK\])")
+"""The first character of what a chat template writes to begin and end turns, such as `<|user|>` and `[gMASK]`."""
 Role = Literal["system", "user", "assistant", "observation"]
 FinishReason = Literal["stop", "length", "cancelled"]
 Progress = Callable[[str, int, int], None]

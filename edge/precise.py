@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from edge import manifest
-from edge.errors import DeviceError, OutputError
-from edge.files import home, new_folder
+from edge.errors import DeviceError, ModelError, OutputError
+from edge.files import alone, home, new_folder
 
 PRECISE = "/precise."
 """In the names of operations that the export wants to stay in f32."""
@@ -33,6 +33,8 @@ _GUILTY = {
 }
 _NAMES = {kind: re.compile(pattern) for kind, pattern in _GUILTY.items()}
 _SOURCE = "source.json"  # in a variant: of what it is one
+_WAIT_SECONDS = 120.0
+"""For another process that makes the same variant, which takes seconds."""
 _COPIED_BYTES = 50_000_000
 """Up to this size a file is copied where it cannot be linked."""
 
@@ -43,8 +45,14 @@ def mark(model_file: Path, *, guilty: bool = False) -> int:
     Args:
         guilty: besides those that the export named, also attention, the down projection and the product before it,
             and the residual stream.
+
+    Raises:
+        ModelError: it is no XML.
     """
-    tree = ElementTree.parse(model_file)
+    try:
+        tree = ElementTree.parse(model_file)
+    except ElementTree.ParseError as error:
+        raise ModelError(f"{model_file} is damaged ({error})", hint="Export the model again.") from error
     marked_layers = 0
     for layer in tree.iter("layer"):
         name, pattern = str(layer.get("name")), _NAMES.get(str(layer.get("type")))
@@ -72,19 +80,25 @@ def variant(folder: Path, cache: Path | None = None) -> Path:
     and still true is used again. Variants of models that are gone are removed: a link would keep their bytes.
 
     Raises:
-        ModelError: `folder` holds no exported model.
+        ModelError: `folder` holds no exported model, or a damaged one.
         DeviceError: the weights are on another disk, and too large to be copied.
-        OutputError: `cache` cannot be written.
+        OutputError: `cache` cannot be written, or another process has been writing the same for too long.
     """
     folder = folder.expanduser().resolve()
     made = manifest.Manifest.read(folder)
     cache = cache or home() / "variants"
-    cache.mkdir(parents=True, exist_ok=True)
-    _prune(cache)
     target = cache / f"{folder.name}-{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"
     source = _source(folder)
     if _read(target) == source:
         return target
+    with alone(target.with_name(f".{target.name}.making"), _WAIT_SECONDS):
+        _prune(cache)
+        if _read(target) != source:  # else another process has made it meanwhile
+            _make(folder, target, made, source)
+    return target
+
+
+def _make(folder: Path, target: Path, made: manifest.Manifest, source: dict[str, Any]) -> None:
     with new_folder(target) as work:
         for path in sorted(folder.iterdir()):
             if path.is_file() and path.name not in (manifest.MODEL_FILE, manifest.FILE_NAME):
@@ -99,7 +113,6 @@ def variant(folder: Path, cache: Path | None = None) -> Path:
         sizes = {**made.bytes, manifest.MODEL_FILE: model_file.stat().st_size}
         made.model_copy(update={"bytes": sizes}).write(work)
         (work / _SOURCE).write_text(json.dumps(source), encoding="utf-8")
-    return target
 
 
 def _source(folder: Path) -> dict[str, Any]:

@@ -80,7 +80,7 @@ _CHECKS: dict[str, Callable[[dict[str, Any]], str]] = {
     "fusions": lambda f: "the compiled model: every attention and every rotary embedding is fused",
     "lengths": lambda f: (
         f"prompts of up to {f['lengths'][-1]} tokens, {len(f['lengths'])} lengths: finite, in {f['layers']} of "
-        f"{f['of_layers']} layers"
+        f"{f['of_layers']} layers" + (", for longer ones the time was up" if f.get("cut_short") else "")
         if f["lengths"]
         else "prompts of no length"
     ),

@@ -12,6 +12,10 @@ from edge import golden
 from edge.cli import _run
 from edge.export import verify_ir
 from edge.files import HOME_VARIABLE
+from edge.runtime import examining
+from edge.runtime.canary import Finding
+from edge.runtime.devices import DeviceFacts
+from edge.runtime.examining import Examined
 from tests.conftest import write_checkpoint
 from tests.runtime.test_canary import damaged, flip_bits
 
@@ -54,12 +58,46 @@ def test_a_damaged_model_ends_with_1(exported: Path, tmp_path: Path, capsys: pyt
     assert "WRONG" in capsys.readouterr().out
 
 
+def test_a_safer_way_that_is_right(
+    exported: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """A GPU that is not here, wrong at one length where it computes in f16."""
+    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "home"))
+    monkeypatch.setattr("edge.runtime.devices.available", lambda: ["CPU", "GPU"])
+    monkeypatch.setattr(examining.examine, "__kwdefaults__", examining.examine.__kwdefaults__ | {
+        "present": lambda: ["CPU", "GPU"],
+        "look": lambda folder, settings, *_: Examined(settings, Finding(
+            settings.precision != "chosen", None if settings.precision != "chosen" else "at 129 tokens it is off",
+            {"device": settings.device, "by_length": []},
+        )),
+    })  # fmt: skip
+    assert _run(["canary", str(exported), "--device", "GPU", "--only"]) == 1
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-1] == "GPU: WRONG: at 129 tokens it is off" and "does not compute" in err
+    assert _run(["canary", str(exported), "--device", "GPU", "--json"]) == 0
+    out, err = capsys.readouterr()
+    told = json.loads(out)
+    assert told["ok"] and [(way["precision"], way["ok"]) for way in told["ways"]] == [
+        ("chosen", False), ("guilty nodes", True)
+    ]  # fmt: skip
+    assert "From now on GPU with what overflows f16 in f32 is taken" in err
+    monkeypatch.setattr("edge.runtime.devices.describe", lambda folder: [
+        DeviceFacts("GPU", "a GPU", None, None, None, (), None)
+    ])  # fmt: skip
+    assert _run(["devices", str(exported)]) == 0
+    assert "verified with what overflows f16 in f32 on 20" in capsys.readouterr().out
+
+
 def test_what_cannot_be_looked_at(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     older = Path(shutil.copytree(exported, tmp_path / "older"))
     (older / golden.FILE_NAME).unlink()
     assert _run(["canary", str(older)]) == 1
-    assert "holds no golden logits" in capsys.readouterr().err
+    assert "golden.safetensors is missing" in capsys.readouterr().err
     made = json.loads((exported / "edge.json").read_text())
+    without = [check for check in made["checks"] if check["name"] != "golden"]
+    (older / "edge.json").write_text(json.dumps({**made, "checks": without}))
+    assert _run(["canary", str(older)]) == 1
+    assert "holds no golden logits" in capsys.readouterr().err
     (older / "edge.json").write_text(json.dumps({**made, "target": "cpu"}))
     shutil.copy(exported / golden.FILE_NAME, older)
     assert _run(["canary", str(older), "--rehearse"]) == 1

@@ -83,3 +83,8 @@ def test_auto_leaves_out_what_its_device_cannot_have_and_says_so(
 def test_prompt_lookup_is_asked_for(options: list[str], loaded: list[Settings], tmp_path: Path) -> None:
     assert chat(tmp_path, *options) == 1
     assert [settings.prompt_lookup for settings in loaded] == [bool(options)]
+
+
+def test_what_cannot_be_interrupted_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run(["chat", "--help"]) == 0
+    assert "Ctrl-C takes effect only after that" in " ".join(capsys.readouterr().out.split())

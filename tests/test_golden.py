@@ -105,6 +105,10 @@ def test_it_is_what_the_export_wrote_and_this_models(kept: golden.Golden, tmp_pa
     made.model_copy(update={"architecture": made.architecture.model_copy(update={"vocab_size": 50})}).write(tmp_path)
     assert golden.read(tmp_path) is not None
     path = tmp_path / golden.FILE_NAME
+    kept_aside = path.rename(tmp_path / "aside")
+    with pytest.raises(ModelError, match=r"golden\.safetensors is missing"):
+        golden.read(tmp_path)
+    kept_aside.rename(path)
     flipped = bytearray(path.read_bytes())
     flipped[-5] ^= 0x40
     path.write_bytes(flipped)

@@ -42,6 +42,31 @@ def test_a_file_that_lost_bytes(tmp_path: Path) -> None:
         manifest.Manifest.read(tmp_path)
 
 
+def test_a_tokenizer_that_is_not_what_was_written(tmp_path: Path) -> None:
+    """Of the same size: OpenVINO would crash on some, and answer in nonsense with others."""
+    for name in ("openvino_model.bin", "openvino_detokenizer.bin"):
+        (tmp_path / name).write_bytes(b"abc")
+    made = example().model_copy(update={"sha256": manifest.digests(tmp_path)})
+    assert list(made.sha256) == ["openvino_detokenizer.bin"]
+    made.write(tmp_path)
+    assert manifest.Manifest.read(tmp_path) == made
+    (tmp_path / "openvino_detokenizer.bin").write_bytes(b"abd")
+    with pytest.raises(ModelError, match=r"openvino_detokenizer\.bin is not what the export wrote"):
+        manifest.Manifest.read(tmp_path)
+
+
+def test_an_older_export_has_no_digests(tmp_path: Path) -> None:
+    (tmp_path / "openvino_model.bin").write_bytes(b"abc")
+    value = json.loads(example().model_dump_json())
+    del value["sha256"]
+    (tmp_path / manifest.FILE_NAME).write_text(json.dumps(value))
+    assert manifest.Manifest.read(tmp_path) == example()
+
+
+def test_an_export_keeps_those_of_its_tokenizer(tiny_npu: Path) -> None:
+    assert sorted(manifest.Manifest.read(tiny_npu).sha256) == sorted(manifest.TOKENIZER_FILES)
+
+
 @pytest.mark.parametrize("content", ["", "{}", "[]", "{", '{"format": 1}'])
 def test_a_damaged_manifest(tmp_path: Path, content: str) -> None:
     (tmp_path / manifest.FILE_NAME).write_text(content)

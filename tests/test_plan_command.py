@@ -41,9 +41,36 @@ def test_a_containers_memory_and_processors_are_what_there_is(
     assert facts["threads"] == 1
 
 
-def test_the_npu_has_a_default_of_its_own(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert _run(["plan", str(folder), "--device", "NPU", "--json"]) == 0
+def test_the_npu_has_a_default_of_its_own(tiny_npu: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert _run(["plan", str(tiny_npu), "--device", "NPU", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["context"] == 256, "all that this model reads, and not 1,152"
+
+
+@pytest.mark.parametrize("device", ["NPU", "HETERO:GPU,NPU"])
+def test_what_the_npu_does_not_take_is_refused_as_at_a_run(
+    device: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run(["plan", str(folder), "--device", device, "--memory", "16GB"]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and "exported for cpu" in err and "--for npu" in err
+
+
+def test_a_context_without_room_for_a_prompt_on_the_npu(tiny_npu: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert _run(["plan", str(tiny_npu), "--device", "NPU", "--context", "150"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "leaves the NPU no room for a prompt" in err and "at least 192" in err
+    assert _run(["plan", str(tiny_npu), "--device", "NPU", "--context", "192"]) == 0
+
+
+@pytest.mark.parametrize(("device", "planned"), [("auto", "CPU"), ("hetero:gpu,cpu", "HETERO:GPU,CPU")])
+def test_devices_that_a_chat_takes(
+    device: str, planned: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge.runtime.devices.available", lambda: ["CPU"])
+    assert _run(["plan", str(folder), "--device", device, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["device"] == planned
 
 
 def test_what_fits(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,7 +130,8 @@ def test_a_smaller_cache_is_advised(folder: Path, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
-        (["--memory", "lots"], 2, "'lots'"), (["--memory", "0GB"], 2, "'0GB'"), (["--device", "TPU"], 2, "'TPU'"),
+        (["--memory", "16"], 2, "Write it as 16GB"),
+        (["--memory", "lots"], 2, "'lots'"), (["--memory", "0GB"], 2, "'0GB'"), (["--device", "TPU"], 1, "'TPU'"),
         (["--device", "NPU", "--kv-precision", "u4"], 2, "f16"), 
         (["--device", "GPU", "--kv-precision", "f32"], 2, "u8"), (["--context", "0"], 2, "--context"),
         (["--context", "9" * 400], 2, "--context"), (["--threads", "9" * 400], 2, "--threads"),
@@ -115,8 +143,8 @@ def test_wrong_use(folder: Path, options: list[str], code: int, said: str, capsy
     assert said in capsys.readouterr().err
 
 
-def test_other_devices_say_what_is_assumed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert _run(["plan", str(folder), "--device", "npu", "--memory", "16 GiB"]) == 0
+def test_other_devices_say_what_is_assumed(tiny_npu: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run(["plan", str(tiny_npu), "--device", "npu", "--memory", "16 GiB"]) == 0
     out = capsys.readouterr().out
     assert "assumed" in out and "in f16" in out and "17.18 GB" in out
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from edge import precise
+from edge import files, precise
 from edge.cli import _run
-from edge.errors import DeviceError, ModelError
+from edge.errors import DeviceError, ModelError, OutputError
 from edge.export.verify_ir import check_fusions
 from edge.files import HOME_VARIABLE
 from edge.infer import core
@@ -91,6 +92,33 @@ def test_where_no_link_can_be_made(folder: Path, tmp_path: Path, monkeypatch: py
     with pytest.raises(DeviceError, match="Invalid cross-device link"):
         precise.variant(folder, tmp_path / "other")
     assert list((tmp_path / "other").iterdir()) == []
+
+
+def test_several_at_once_get_the_same(folder: Path, tmp_path: Path) -> None:
+    """As two programs do that start together: threads hold the lock's file apart as processes do."""
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda _: precise.variant(folder, tmp_path / "cache"), range(4)))
+    assert len(set(made)) == 1 and marked(made[0]) > marked(folder)
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [made[0].name]
+
+
+def test_a_cache_that_cannot_be_written(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="cannot be written"):
+        precise.variant(folder, tmp_path / "file" / "cache")
+    with (
+        files.alone(tmp_path / "held"),
+        pytest.raises(OutputError, match="another process"),
+        files.alone(tmp_path / "held", 0.1),
+    ):
+        pass
+
+
+def test_a_graph_that_is_no_xml(folder: Path, tmp_path: Path) -> None:
+    data = (folder / XML).read_bytes()
+    (folder / XML).write_bytes(data.replace(b"</layers>", b"</layerz>"))
+    with pytest.raises(ModelError, match=r"openvino_model\.xml is damaged"):
+        precise.variant(folder, tmp_path / "cache")
 
 
 def test_no_model_no_variant(tmp_path: Path) -> None:

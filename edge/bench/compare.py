@@ -24,6 +24,8 @@ _DRAWS = 4000
 _LEVEL = 0.95
 _SMALLEST = 0.01
 """A difference below one in a hundred is none that a user meets."""
+DISTURBED = 0.1
+"""Share of the processors that others had in a run, above which it is not compared with one of another time."""
 _FEWEST = 6
 """Pairs: below, even if all say the same, chance alone would too often."""
 METRICS: dict[str, Callable[[Sample], float | None]] = {
@@ -48,11 +50,13 @@ class Difference:
     high: float
     """Ends of the interval."""
     pairs: int
+    doubtful: bool = False
+    """The runs were made at different times, and something disturbed one of them."""
 
     @property
     def verdict(self) -> Verdict:
-        """Of the second run; "no difference" also where too little was measured to tell."""
-        if self.pairs < _FEWEST or self.low <= 1.0 <= self.high or abs(self.ratio - 1) < _SMALLEST:
+        """Of the second run; "no difference" also where it cannot be told."""
+        if self.doubtful or self.pairs < _FEWEST or self.low <= 1.0 <= self.high or abs(self.ratio - 1) < _SMALLEST:
             return "no difference"
         return "slower" if self.ratio > 1 else "faster"
 
@@ -79,7 +83,18 @@ def _difference(
     rounds = sorted(one.keys() & other.keys())
     if not rounds:
         return None
-    logs = np.array([math.log(other[number] / one[number]) for number in rounds])
+    return _of_pairs(case, metric, [one[number] for number in rounds], [other[number] for number in rounds], seed)
+
+
+def compare_values(
+    case: Case, metric: str, before: Sequence[float], after: Sequence[float], *, seed: int = 0
+) -> Difference:
+    """The same of values that are pairs already, all above 0."""
+    return _of_pairs(case, metric, before, after, seed)
+
+
+def _of_pairs(case: Case, metric: str, before: Sequence[float], after: Sequence[float], seed: int) -> Difference:
+    logs = np.array([math.log(new / old) for old, new in zip(before, after, strict=True)])
     # The median ratio, not the mean: one round that the machine spent elsewhere says nothing.
     draws = np.random.default_rng(seed).integers(0, len(logs), (_DRAWS, len(logs)))
     low, high = np.quantile(np.median(logs[draws], axis=1), [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
@@ -87,12 +102,12 @@ def _difference(
     return Difference(
         case=case,
         metric=metric,
-        before=statistics.median(one[number] for number in rounds),
-        after=statistics.median(other[number] for number in rounds),
+        before=statistics.median(before),
+        after=statistics.median(after),
         ratio=math.exp(float(np.median(logs))),
         low=math.exp(min(float(low), surely_low)),
         high=math.exp(max(float(high), surely_high)),
-        pairs=len(rounds),
+        pairs=len(before),
     )
 
 

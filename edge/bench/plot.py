@@ -75,19 +75,19 @@ def _names(record: Record) -> list[str]:
 
 
 def _ttft(record: Record) -> bytes:
-    figure, axes = _axes("Time to first token", "tokens in the prompt", "seconds")
+    figure, axes = _axes("Time to first token", "tokens in the prompt, those of earlier turns included", "seconds")
     for colour, name, each in zip(_cycle(record), _names(record), record.measured, strict=True):
-        for later, line in ((False, "-"), (True, "--")):
+        for later, line, mark in ((False, "-", "o"), (True, "--", "s")):
             found = [f for f in figures(each) if f.case.together == 1 and f.case.later == later]
             found = list({f.case.prompt_tokens: f for f in found}.values())
             if not found:
                 continue
             label = name + (", later turn" if later else "")
             places = [f.prompt_tokens for f in found]
-            axes.plot(places, [f.ttft for f in found], line, marker="o", color=colour, label=label)
+            axes.plot(places, [f.ttft for f in found], line, marker=mark, color=colour, label=label)
             limits = [f.ttft_limit for f in found]
             if not later and all(limit is not None for limit in limits):
-                axes.plot(places, limits, ":", color=colour, alpha=0.7, label=f"{name}, limit")
+                axes.plot(places, limits, ":", marker="_", color=colour, alpha=0.7, label=f"{name}, limit")
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     _plain_numbers(axes)

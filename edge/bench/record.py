@@ -60,7 +60,7 @@ class Record:
         Raises:
             UsageError: there is none, or it is something else, or a newer version wrote it.
         """
-        hint = "Name a file that glm4-edge bench --json wrote."
+        hint = "Name a file that glm4-edge bench --out wrote."
         try:
             told = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:

@@ -15,7 +15,9 @@ _HEAD = ("case", "TTFT", "prefill", "TPOT", "p99", "decode", "all", "of the limi
 _FOOT = (
     "TTFT: to the first token, median (90th percentile). TPOT: for each further token, median over answers; p99: of "
     "the times between tokens. prefill, decode, all: tokens a second of the prompt, of one answer, of all answers with "
-    "their prefill. Of the limit: how much of what memory and arithmetic of this machine allow, at TTFT and at TPOT."
+    "their prefill. Of the limit: how much of what memory and arithmetic of this machine allow, at TTFT and at TPOT. "
+    "The limits are of the same run, and lower where other programs are at work; the matrix product is the fastest of "
+    "the model's own largest matrix as it is compressed (as the model), and square ones in f32 and bf16."
 )
 
 

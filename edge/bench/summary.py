@@ -99,6 +99,11 @@ def _limits(measured: Measured, case: Case, prompt: int, read: int) -> tuple[flo
     )
 
 
+def disturbance(measured: Measured) -> float:
+    """The largest share of the processors that others had in any case; 0 where it is not known."""
+    return max((found.busy_elsewhere or 0.0 for found in figures(measured)), default=0.0)
+
+
 def quantile(values: Iterable[float], share: float) -> float:
     """The value below which `share` of them lie, between the two nearest in proportion.
 

@@ -81,6 +81,11 @@ class Worker:
         found: dict[str, int | None] = self._ask("memory")
         return found
 
+    def error(self) -> float | None:
+        """Mean error of the log-probabilities of a known text, in nats; None where the model has no golden logits."""
+        found: float | None = self._ask("error")
+        return found
+
     def close(self) -> None:
         """End the process."""
         if self._process.is_alive():
@@ -145,6 +150,7 @@ class _Server:
         self._folder = Path()
         self._engine: Engine | None = None
         self._prompts: Prompts | None = None
+        self._error: float | None = None
 
     def load(self, folder: str, settings: Settings) -> dict[str, float]:
         start = time.perf_counter()
@@ -168,6 +174,8 @@ class _Server:
                     f"{settings.device} computes wrongly: {found.reason}",
                     hint=f"glm4-edge canary {folder} --device {settings.device} finds settings that are right.",
                 )
+            errors = [row["mean_error"] for row in found.figures["by_length"] if row.get("mean_error") is not None]
+            self._error = sum(errors) / len(errors) if errors else None
         self._prompts = Prompts(engine.encode, engine.manifest.architecture.vocab_size)
         return asdict(Load(loaded - imported, warm - loaded, imported - start))
 
@@ -205,6 +213,9 @@ class _Server:
             devices.default_properties(settings.device, Manifest.read(Path(folder))), **settings.properties
         )
         return roofline.measure(Path(folder), settings.device, properties)
+
+    def error(self) -> float | None:
+        return self._error
 
     def memory(self) -> dict[str, int | None]:
         return {"anonymous": self._watch.anonymous, "resident": self._watch.resident or None}

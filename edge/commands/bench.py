@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,12 +86,13 @@ def bench() -> None:
 @click.option("--csv", "form", flag_value="csv", help="Print a line of plain numbers for each case.")
 @click.option("--markdown", "form", flag_value="markdown", help="Print a page.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Keep everything here, for compare.")
+@click.option("--force", is_flag=True, help="Replace the file of --out.")
 @click.option(
     "--charts", type=click.Path(file_okay=False, path_type=Path), help="Draw PNGs and a page into this folder."
 )
 def run(
     models: tuple[str, ...], devices: tuple[str, ...], form: str | None, out: Path | None, charts: Path | None,
-    context: int | None, kv_precision: str | None, rehearse: bool, **options: Any,
+    context: int | None, kv_precision: str | None, rehearse: bool, force: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Measure exported MODELs: a folder, or `pocket`.
 
@@ -108,6 +109,8 @@ def run(
     for path in (out, charts):
         if path is not None and not path.expanduser().absolute().parent.is_dir():
             raise UsageError(f"there is no folder {path.parent}", hint="Make it first, or name another.")
+    if out is not None and out.expanduser().exists() and not force:
+        raise UsageError(f"{out} exists, and is not replaced", hint="Name another file, or add --force.")
     arms = _arms(models, devices, context, kv_precision, rehearse)
     wanted = running.Wanted(
         options["prompts"], options["new"], options["together"], options["turns"], options["rounds"], options["loads"],
@@ -179,7 +182,7 @@ def compare(before: Path, after: Path | None, fail_if_slower: str | None, as_jso
       glm4-edge bench compare before.json after.json --fail-if-slower 10%
     """
     from edge.bench import compare as comparing
-    from edge.bench import show
+    from edge.bench import show, summary
     from edge.bench.record import Record, same_machine
 
     bound = _percent(fail_if_slower)
@@ -188,6 +191,11 @@ def compare(before: Path, after: Path | None, fail_if_slower: str | None, as_jso
     blocks, told, slower = [], [], []
     for one, other in _pairs(first, second, one_run=after is None):
         found = comparing.compare(one, other)
+        disturbed = 0.0 if after is None else max(summary.disturbance(one), summary.disturbance(other))
+        if disturbed > comparing.DISTURBED:
+            found = [replace(each, doubtful=True) for each in found]
+            say(f"Other programs had up to {disturbed:.0%} of the processors in one of the runs: no difference can be "
+                "told. Measure both on a quiet machine, or in one run: glm4-edge bench ONE OTHER.")  # fmt: skip
         if not found:
             raise UsageError(f"{before} and {after or before} have no case in common", hint="Measure the same prompts.")
         names = f"{one.name} on {one.device} → {other.name} on {other.device}"

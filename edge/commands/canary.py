@@ -7,24 +7,32 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edge.report import progress_lines
+from edge.report import progress_lines, say
 
 if TYPE_CHECKING:
-    from edge.runtime.canary import Finding
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from edge.runtime.examining import Examined
+    from edge.runtime.settings import Settings
 
 
 @click.command(short_help="Check that a device computes a model right.")
 @click.argument("model")
-@click.option("--device", default="AUTO", show_default=True, help="AUTO, CPU, GPU, GPU.n or NPU.")
+@click.option("--device", default="AUTO", show_default=True, help="AUTO, CPU, GPU, GPU.n, NPU or HETERO:A,B.")
 @click.option("--rehearse", is_flag=True, help="Run the NPU's fixed shapes on the CPU, for want of an NPU.")
+@click.option("--only", is_flag=True, help="Look at one way to load it, and at no safer one where that is wrong.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
-def canary(model: str, device: str, rehearse: bool, as_json: bool) -> None:
+def canary(model: str, device: str, rehearse: bool, only: bool, as_json: bool) -> None:
     """Check that a device computes the exported MODEL right, and end with 0 if it does.
 
     An export keeps golden logits: what its own bits say of a text after prompts of several lengths, in exact
     arithmetic. The device reads the same prompts, on the pipeline that answers, and what it says is compared: the next
     token, how far that lies below the right one, and the probabilities of the text's own tokens, in nats. On the NPU,
     whose pipeline does not tell them, whole logits are compared, read at once and one token after the other.
+
+    Where the numbers are wrong, the next safer way is looked at, too: what overflows in f32, then all in f32, and with
+    AUTO the next device. What is found is kept: the next chat takes the way that is right.
 
     On a GPU or an NPU that happens in a process of its own, which a driver may crash.
 
@@ -39,56 +47,63 @@ def canary(model: str, device: str, rehearse: bool, as_json: bool) -> None:
     from edge.errors import DeviceError, ModelError, UsageError
     from edge.manifest import Manifest
     from edge.runtime import devices
-    from edge.runtime.canary import Finding, thorough
+    from edge.runtime.examining import examine
     from edge.runtime.settings import Settings
-    from edge.runtime.trial import run
 
     named = devices.parse(device)
     if rehearse and named not in (devices.AUTO, "NPU"):
         raise UsageError(f"{named} is not rehearsed, the NPU is", hint="Write --device NPU --rehearse.")
     folder = exported(model, "NPU" if rehearse else device)
-    made = Manifest.read(folder)
+    Manifest.read(folder)  # says what is wrong with the folder
     golden = goldens.read(folder)
     if golden is None:
         raise ModelError(f"{folder} holds no golden logits", hint="Export the model again with this version.")
-    resolved = "NPU" if rehearse else devices.resolve(device)
-    if resolved == "NPU" and made.target != "npu":
-        raise DeviceError(
-            f"{folder} was exported for {made.target}, and the NPU cannot run that",
-            hint="Export the model again with --for npu, or choose another device.",
-        )
-    settings = Settings(resolved, rehearse=rehearse)
+    wanted = Settings("NPU" if rehearse else devices.parse(device), rehearse=rehearse)
     with progress_lines() as progress:
-        if resolved == "CPU" or rehearse:
-            finding = thorough(folder, settings, golden, progress)
-        else:
-            outcome = run(folder, settings, task="canary", progress=progress)
-            if outcome.error is not None:
-                raise outcome.error
-            assert outcome.told is not None
-            finding = Finding(**outcome.told)
+        found = examine(folder, wanted, golden, only=only, say=say, progress=progress)
+    last = found[-1]
     if as_json:
-        click.echo(json.dumps({"folder": str(folder), "ok": finding.ok, "reason": finding.reason, **finding.figures}))
+        click.echo(json.dumps(_facts(folder, found), allow_nan=False))
     else:
-        click.echo(_table(finding))
-    if not finding.ok:
+        click.echo("\n".join(_table(each) for each in found))
+    if not last.finding.ok:
+        if last.failed is not None:
+            raise last.failed
         raise DeviceError(
-            f"{_where(finding)} does not compute {folder} right: {finding.reason}",
+            f"{_where(last.settings)} does not compute {folder} right: {last.finding.reason}",
             hint="Update the device's driver, choose another device, and see whether glm4-edge verify finds the "
             "model itself damaged.",
         )
+    if len(found) > 1:
+        say(f"From now on {_where(last.settings)} is taken for this model.")
 
 
-def _where(finding: Finding) -> str:
+def _facts(folder: Path, found: Sequence[Examined]) -> dict[str, Any]:
+    """For a program: the last way in full, and what came of each."""
+    finding = found[-1].finding
+    ways = [
+        {"device": each.settings.device, "precision": each.settings.precision, "ok": each.finding.ok,
+         "reason": each.finding.reason}
+        for each in found
+    ]  # fmt: skip
+    return {"folder": str(folder), "ok": finding.ok, "reason": finding.reason, **finding.figures, "ways": ways}
+
+
+def _where(settings: Settings) -> str:
     from edge.npu import REHEARSED
+    from edge.runtime.ladder import WORDS
 
-    device = str(finding.figures["device"])
-    return f"{device} (rehearsed {REHEARSED})" if finding.figures["rehearsal"] else device
+    way = settings.device + WORDS[settings.precision]
+    return f"{way} (rehearsed {REHEARSED})" if settings.rehearse else way
 
 
-def _table(finding: Finding) -> str:
+def _table(found: Examined) -> str:
     """Figures by length for a person."""
-    verdict = f"{_where(finding)}: " + ("right" if finding.ok else f"WRONG: {finding.reason}")
+    finding = found.finding
+    verdict = f"{_where(found.settings)}: "
+    if found.failed is not None:
+        return verdict + f"FAILED: {finding.reason}"
+    verdict += "right" if finding.ok else f"WRONG: {finding.reason}"
     if "by_length" in finding.figures:
         rows = [
             f"{row['length']:>6} {'same' if row['same_token'] else 'other':>10} {_nats(row['token_gap']):>11} "

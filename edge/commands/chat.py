@@ -1,9 +1,8 @@
-"""`glm4-edge chat` and `glm4-edge ui`: the ways to talk to a model."""
+"""`glm4-edge chat`: talk to a model in the terminal."""
 
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -13,7 +12,6 @@ import click
 
 from edge.commands import loading
 from edge.commands.loading import DEVICE_OPTIONS
-from edge.report import say
 
 if TYPE_CHECKING:
     from edge.runtime.context import Policy
@@ -90,36 +88,6 @@ def chat(model: str, system: str | None, stop: tuple[str, ...], **options: Any) 
             terminal.answer_once(engine, prompt, sampling=asked, system=system)
 
 
-@click.command()
-@click.argument("model", default="pocket")
-@click.option("--port", type=click.IntRange(1, 65535), help="Left out, the first free one from 7860.")
-@_sampling_options
-def ui(model: str, port: int | None, system: str | None, stop: tuple[str, ...], **options: Any) -> None:
-    """Talk to MODEL in the browser, on this machine alone.
-
-    Needs the extra 'ui': pip install "glm4-edge[ui]". Prints the page's address; Ctrl-C ends it.
-
-    \b
-    Examples:
-      glm4-edge ui pocket
-      glm4-edge ui ./glm4-int4 --port 8000 --temperature 0.6
-    """
-    from edge.messages import Sampling
-    from edge.runtime import sampling as samplings
-    from edge.ui import web
-
-    web.require()
-    web.check_port(port)
-    asked = Sampling(stop=stop, **_taken(options, Sampling))
-    samplings.check(asked)
-    remarks: list[str] = []
-    with _loaded(model, read=lambda: None, remarks=remarks, **options) as (engine, _):
-        click.echo(web.serve(web.build(engine, asked, system, "\n\n".join(remarks)), port=port))
-        say("Ctrl-C ends it.")
-        while True:  # in pieces: Windows does not interrupt one long wait
-            time.sleep(1)
-
-
 def _taken(options: dict[str, Any], kind: type) -> dict[str, Any]:
     """Those of the options that are fields of a dataclass, taken out of them."""
     return {field.name: options.pop(field.name) for field in fields(kind) if field.name in options}
@@ -127,18 +95,9 @@ def _taken(options: dict[str, Any], kind: type) -> dict[str, Any]:
 
 @contextmanager
 def _loaded(
-    model: str, *, read: Callable[[], str | None], overflow: Policy, remarks: list[str] | None = None, **options: Any
+    model: str, *, read: Callable[[], str | None], overflow: Policy, **options: Any
 ) -> Iterator[tuple[Guarded, str | None]]:
-    """The model on the device, and the piped prompt if there is one: bad input is met before the loading.
-
-    What is said on the way, why another device was taken for one, is also put into `remarks`.
-    """
+    """The model on the device, and the piped prompt if there is one: bad input is met before the loading."""
     wanted = loading.look(model, read=read, **options)
-
-    def remark(line: str) -> None:
-        say(line)
-        if remarks is not None:
-            remarks.append(line)
-
-    with loading.load(wanted, overflow=overflow, remark=remark) as engine:
+    with loading.load(wanted, overflow=overflow) as engine:
         yield engine, wanted.prompt

@@ -11,6 +11,7 @@ import click
 if TYPE_CHECKING:
     from edge.runtime.choices import Kept
     from edge.runtime.devices import DeviceFacts
+    from edge.runtime.settings import Precision
 
 
 @click.command(short_help="List the devices, and what a model may do on each.")
@@ -44,20 +45,28 @@ def devices(model: str | None, as_json: bool) -> None:
     unfit = {each.device for each in facts if each.why_not is not None}
     auto = found_devices.resolve(found_devices.AUTO, lambda: there, manifest, [*failed, *unfit])
     if as_json:
-        rows = [{**dataclasses.asdict(each), "kept": _kept(known.get(each.device))} for each in facts]
+        rows = [
+            {**dataclasses.asdict(each), "kept": _kept(*known.get(each.device, ("chosen", None)))} for each in facts
+        ]
         answer = {"folder": None if folder is None else str(folder), "devices": rows, "auto": auto}
         click.echo(json.dumps(answer, indent=2, allow_nan=False))
         return
     for each in facts:
-        _print(each, known.get(each.device), folder is not None)
+        _print(each, known.get(each.device, ("chosen", None)), folder is not None)
     click.echo(f"{'AUTO':<8}takes {auto}")
 
 
-def _kept(kept: Kept | None) -> dict[str, Any] | None:
-    return None if kept is None else {**dataclasses.asdict(kept), "when": kept.when.isoformat(timespec="seconds")}
+def _kept(precision: Precision, kept: Kept | None) -> dict[str, Any] | None:
+    if kept is None:
+        return None
+    return {**dataclasses.asdict(kept), "when": kept.when.isoformat(timespec="seconds"), "precision": precision}
 
 
-def _print(facts: DeviceFacts, kept: Kept | None, with_model: bool) -> None:
+def _print(facts: DeviceFacts, known: tuple[Precision, Kept | None], with_model: bool) -> None:
+    from edge.runtime.ladder import WORDS
+
+    precision, kept = known
+
     def more(text: str) -> None:
         click.echo(f"{'':<8}{text}")
 
@@ -80,6 +89,7 @@ def _print(facts: DeviceFacts, kept: Kept | None, with_model: bool) -> None:
     if kept is None:
         more("not tried yet")
     elif kept.ok:
-        more(f"{'verified' if kept.checked else 'loaded, its numbers not checked,'} on {kept.when:%Y-%m-%d}")
+        how = "verified" if kept.checked else "loaded, its numbers not checked,"
+        more(f"{how}{WORDS[precision]} on {kept.when:%Y-%m-%d}")
     else:
         more(f"failed on {kept.when:%Y-%m-%d}: {kept.reason}")

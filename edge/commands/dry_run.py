@@ -17,6 +17,7 @@ from edge.report import progress_lines
 if TYPE_CHECKING:
     from edge.export.forecast import Forecast
     from edge.export.recipe import Recipe
+    from edge.messages import Progress
     from edge.model.spec import GlmSpec
     from edge.model.survey import Remote
 
@@ -43,6 +44,30 @@ def rehearse(
     Raises:
         OutputError, ResourceError: after the plan was printed, for want of disk or memory.
     """
+    with progress_lines() as progress:
+        plan = _planned(
+            model, out, target=target, weights=weights, calibration_text=calibration_text, revision=revision,
+            overrides=overrides, force=force, progress=progress,
+        )  # fmt: skip
+    fault = None if plan.made is not None else _fault(plan)
+    click.echo(json.dumps(_as_json(plan, fault), indent=2) if as_json else _as_table(plan, fault))
+    if fault is not None:
+        raise fault
+
+
+def facts(model: str, out: Path, *, target: str, progress: Progress) -> dict[str, Any]:
+    """What `--dry-run --json` prints of an int4 export; want of disk or memory is in it, not raised."""
+    plan = _planned(
+        model, out, target=target, weights="int4", calibration_text=None, revision=None, overrides={}, force=True,
+        progress=progress,
+    )  # fmt: skip
+    return _as_json(plan, _fault(plan))
+
+
+def _planned(
+    model: str, out: Path, *, target: str, weights: str, calibration_text: Path | None, revision: str | None,
+    overrides: dict[str, Any], force: bool, progress: Progress,
+) -> _Plan:  # fmt: skip
     from edge.export import forecast, pipeline
     from edge.export.recipe import Recipe
     from edge.model.survey import Remote, survey
@@ -52,30 +77,23 @@ def rehearse(
     def make_recipe(spec: GlmSpec) -> Recipe:
         return Recipe.for_target(target, spec, weights=weights, **overrides)
 
-    with progress_lines() as progress:
-        found = survey(model, revision=revision, progress=progress)
-        if isinstance(found, Remote):
-            spec, recipe, checkpoint = found.spec, make_recipe(found.spec), None
-            recipe.check(spec, target)
-            pipeline.user_text(recipe, calibration_text)
-            pipeline.check_dtype(recipe, found.dtype)
-            size, source, made = found.weight_bytes, str(found.cache), None
-        else:
-            job = pipeline.prepare(
-                found, out, target=target, make_recipe=make_recipe, calibration_text=calibration_text
-            )
-            spec, recipe, checkpoint = job.checkpoint.spec, job.recipe, job.checkpoint
-            size = sum(path.stat().st_size for path in checkpoint.shards)
-            source = str(found.folder)
-            made = None if force else pipeline.earlier(job, progress)
-        rates = forecast.measure(spec, recipe, checkpoint, progress)
+    found = survey(model, revision=revision, progress=progress)
+    if isinstance(found, Remote):
+        spec, recipe, checkpoint = found.spec, make_recipe(found.spec), None
+        recipe.check(spec, target)
+        pipeline.user_text(recipe, calibration_text)
+        pipeline.check_dtype(recipe, found.dtype)
+        size, source, made = found.weight_bytes, str(found.cache), None
+    else:
+        job = pipeline.prepare(found, out, target=target, make_recipe=make_recipe, calibration_text=calibration_text)
+        spec, recipe, checkpoint = job.checkpoint.spec, job.recipe, job.checkpoint
+        size = sum(path.stat().st_size for path in checkpoint.shards)
+        source = str(found.folder)
+        made = None if force else pipeline.earlier(job, progress)
+    rates = forecast.measure(spec, recipe, checkpoint, progress)
     figures = forecast.forecast(spec, recipe, weight_bytes=size, rates=rates)
     remote = found if isinstance(found, Remote) else None
-    plan = _Plan(model, out, spec, recipe, figures, remote, source, None if made is None else made.created[:10])
-    fault = None if made is not None else _fault(plan)
-    click.echo(json.dumps(_as_json(plan, fault), indent=2) if as_json else _as_table(plan, fault))
-    if fault is not None:
-        raise fault
+    return _Plan(model, out, spec, recipe, figures, remote, source, None if made is None else made.created[:10])
 
 
 def _fault(plan: _Plan) -> EdgeError | None:

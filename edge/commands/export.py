@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from edge.report import progress_lines, say, summary
 
 if TYPE_CHECKING:
     from edge.manifest import Manifest
+    from edge.messages import Progress
 
 TARGETS = ("cpu", "igpu", "npu")
 WEIGHTS = ("int4", "int8", "bf16", "fp16")
@@ -123,11 +124,11 @@ def export(
 def export_model(
     model: str, out: Path | None, *, target: str, weights: str = "int4", revision: str | None = None,
     overrides: dict[str, Any] | None = None, calibration_text: Path | None = None,
-    force: bool = False,
+    force: bool = False, tell: Progress | None = None,
 ) -> tuple[Path, Manifest, bool]:  # fmt: skip
     """Locate, plan and run an export; returns where the result lies, what it says of itself, and whether it is new.
 
-    It is not where the same export is there already, unless `force`.
+    It is not where the same export is there already, unless `force`. Progress goes to `tell`; None: to standard error.
     """
     from edge.export import pipeline
     from edge.export.recipe import Recipe
@@ -145,7 +146,7 @@ def export_model(
         pipeline.check_recipe(make_recipe(spec), spec, target, out)
         pipeline.user_text(make_recipe(spec), calibration_text)
 
-    with without_torch(), progress_lines() as progress:
+    with without_torch(), progress_lines() if tell is None else nullcontext(tell) as progress:
         located = hub.locate(model, revision=revision, progress=progress, check=check)
         job = pipeline.prepare(located, out, target=target, make_recipe=make_recipe, calibration_text=calibration_text)
         made = None if force else pipeline.earlier(job, progress)
@@ -154,6 +155,15 @@ def export_model(
             return out, made, False
         pipeline.check_machine(job.checkpoint.spec, job.recipe, out)
         if is_exported(out):
+            from edge.errors import OutputError
+            from edge.manifest import Manifest
+
+            earlier = Manifest.read(out)
+            if earlier.target != target and not force:
+                raise OutputError(
+                    f"{out} holds {earlier.source.model} exported for {earlier.target}, not for {target}",
+                    hint=f"Name another folder, say --for {earlier.target}, or replace it with --force.",
+                )
             say(f"Replacing the earlier export in {out}.")
         return out, pipeline.run(job, progress), True
 

@@ -52,7 +52,8 @@ DEVICE_OPTIONS = (
     click.option(
         "--sparse",
         type=click.Choice(["trishape", "xattention"]),
-        help="Read long prompts with parts of the attention left out: faster, and worse.",
+        help="Read long prompts with parts of the attention left out: faster, and worse. With xattention a prompt is "
+        "read in one go: Ctrl-C takes effect only after that.",
     ),
     click.option(
         "--evict-beyond",
@@ -93,6 +94,7 @@ def look(
     from edge.npu import REHEARSED
     from edge.runtime import devices
     from edge.runtime import plan as plans
+    from edge.runtime.choices import Choices
     from edge.runtime.pipelines import check_lookup
     from edge.runtime.settings import Settings
 
@@ -104,7 +106,7 @@ def look(
             f"--evict-beyond {evict_beyond} has no effect in a context of {context} tokens",
             hint="Name fewer tokens to keep than the context has, or leave it out.",
         )
-    _check_model(model)
+    check_model(model)
     if rehearse:
         say(f"This is a rehearsal {REHEARSED}: it shows the fixed shapes, and is slow.")
     properties = {} if kv_precision is None else {"KV_CACHE_PRECISION": kv_precision}
@@ -121,10 +123,10 @@ def look(
     if named != devices.AUTO and no_fallback and not rehearse:
         devices.resolve(device)  # before a question is read or a model exported
     prompt = read()
-    folder = _exported(model, _exported_for(named, rehearse), yes=yes, interactive=sys.stdin.isatty())
+    folder = _exported(model, exported_for(named, rehearse), yes=yes, interactive=sys.stdin.isatty())
     if kv_precision is not None and named == devices.AUTO:
         # The devices it may fall back to keep a cache in all that this one does.
-        first = _automatic(folder)
+        first = Choices().resolved(devices.AUTO, folder)
         if no_fallback:
             plans.check_kv(first, kv_precision)
         elif kv_precision not in plans.kv_choices(first):
@@ -158,7 +160,7 @@ def load(wanted: Wanted, *, overflow: Policy, remark: Remark = say) -> Guarded:
     return engine
 
 
-def _exported_for(named: str, rehearse: bool) -> str:
+def exported_for(named: str, rehearse: bool) -> str:
     """The device that a model not exported yet is exported for: the wanted one if it is here."""
     from edge.runtime import devices
 
@@ -169,17 +171,7 @@ def _exported_for(named: str, rehearse: bool) -> str:
     return place if rehearse or devices.has(present, place) else "CPU"
 
 
-def _automatic(folder: Path) -> str:
-    """The device that AUTO begins with."""
-    from edge.manifest import Manifest
-    from edge.runtime import devices
-    from edge.runtime.choices import Choices
-
-    present = devices.available()
-    return devices.resolve(devices.AUTO, lambda: present, Manifest.read(folder), Choices().failed(folder, present))
-
-
-def _check_model(model: str) -> None:
+def check_model(model: str) -> None:
     """Refuse what is neither exported nor can be: before a question is read."""
     from edge.manifest import Manifest
 
@@ -206,17 +198,25 @@ def _exported(model: str, device: str, *, yes: bool, interactive: bool) -> Path:
         return folder
     what = _cost(model, target)
     if interactive and not yes:
-        if not click.confirm(f"{model} is not exported yet ({what}). Export it now?", default=True, err=True):
+        if not click.confirm(
+            f"{model} is not exported{_for(target)} yet ({what}). Export it now?", default=True, err=True
+        ):
             raise ModelError(f"{model} is not exported", hint=f"Later: glm4-edge export {model} --for {target}")
     elif model != pocket.NAME and not yes:
         raise ModelError(
-            f"{model} is not exported yet", hint=f"Run: glm4-edge export {model} --for {target}, or add --yes."
+            f"{model} is not exported{_for(target)} yet",
+            hint=f"Run: glm4-edge export {model} --for {target}, or add --yes.",
         )
     else:
-        say(f"{model} is not exported yet; doing that first ({what}).")
+        say(f"{model} is not exported{_for(target)} yet; doing that first ({what}).")
     say(summary(export_model(model, folder, target=target)[1]))
     say(f"{model} is in {folder}")
     return folder
+
+
+def _for(target: str) -> str:
+    """ " for the NPU", where it is another device than the CPU; it may be exported for that."""
+    return {"igpu": " for GPUs", "npu": " for the NPU"}.get(target, "")
 
 
 def _cost(model: str, target: str) -> str:

@@ -28,6 +28,10 @@ def exported(model: str, device: str = "CPU") -> Path:
     given = Path(model).expanduser()
     if not is_name(model):
         return given
+    if device.strip().upper() == "AUTO":  # as `chat` does
+        from edge.runtime import devices
+
+        device = devices.automatic(None, devices.available())[0]
     first = target_for(device)
     for target in (first, *(other for other in TARGETS.values() if other != first)):
         folder = default_folder(model, target)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,16 +22,28 @@ _GATES = {
 }
 
 
+class _Bound(click.FloatRange):
+    """A bound that can be kept: also none that is no number."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """See `click.ParamType.convert`."""
+        found = float(super().convert(value, param, ctx))
+        if math.isnan(found):
+            self.fail(f"{value!r} is no number.", param, ctx)
+        return found
+
+
 def _gates(command: Callable[..., Any]) -> Callable[..., Any]:
     for option, text in reversed(_GATES.items()):
-        command = click.option(option, type=float, metavar="X", help=text)(command)
+        most = 1.0 if option.startswith("--min") else None  # those are shares
+        command = click.option(option, type=_Bound(min=0, max=most), metavar="X", help=text)(command)
     return command
 
 
 @click.command(short_help="Compare an exported model with its checkpoint.")
 @click.argument("model")
 @click.argument("reference", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--device", default="CPU", show_default=True, help="CPU, GPU, GPU.n or AUTO.")
+@click.option("--device", default="CPU", show_default=True, help="CPU, GPU, GPU.n, HETERO:A,B or AUTO.")
 @_gates
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON, those of each prompt too.")
 def parity(model: str, reference: Path, device: str, as_json: bool, **bounds: float | None) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edge.errors import ResourceError, UsageError
+from edge.errors import DeviceError, ResourceError, UsageError
 
 if TYPE_CHECKING:
     from edge.runtime.plan import KvPrecision, Plan
@@ -23,7 +23,7 @@ _LARGEST = 1e18
 @click.option(
     "--context", type=click.IntRange(1, 2**31 - 1), help="Tokens of a conversation; left out, what would be chosen."
 )
-@click.option("--device", default="CPU", show_default=True, help="CPU, GPU, GPU.n or NPU.")
+@click.option("--device", default="CPU", show_default=True, help="CPU, GPU, GPU.n, NPU, HETERO:GPU,CPU or AUTO.")
 @click.option("--memory", help="Plan for a machine with this much free, such as 16GB; left out, for this one.")
 @click.option(
     "--kv-precision", type=click.Choice(["f32", "f16", "u8", "u4"]),
@@ -48,17 +48,21 @@ def plan(
     from edge.commands.named import exported
     from edge.runtime import devices
     from edge.runtime import plan as plans
+    from edge.runtime.choices import Choices
     from edge.runtime.cores import usable_threads
     from edge.runtime.machine import Machine
 
-    place = device.strip().upper()
-    if not re.fullmatch(r"CPU|GPU(\.\d+)?|NPU", place):
-        raise UsageError(f"'{device}' cannot be planned for", hint="Name CPU, GPU, GPU.n or NPU.")
+    named = devices.parse(device)  # it need not be here: --memory plans for another machine
+    free = None if memory is None else _bytes(memory)
+    if kv_precision is not None and named != devices.AUTO:
+        plans.check_kv(named, kv_precision)
+    folder = exported(model, named)
+    shape = plans.Shape.read(folder)
+    place = Choices().resolved(named, folder) if named == devices.AUTO else named
     precision = plans.kv_default(place) if kv_precision is None else kv_precision
     plans.check_kv(place, precision)
-    folder = exported(model, place)
-    shape = plans.Shape.read(folder)
-    room = devices.room(place) if memory is None else devices.Room(_bytes(memory), _bytes(memory))
+    _check_npu(place, folder, context)
+    room = devices.room(place) if free is None else devices.Room(free, free)
     cores = threads or usable_threads(Machine())
     tokens = context or plans.choose_context(shape, place, room.available, kv_precision=precision, threads=cores)
 
@@ -74,6 +78,21 @@ def plan(
     click.echo(json.dumps(facts, indent=2, allow_nan=False) if as_json else _table(folder, made, facts))
     if not made.fits:
         raise ResourceError(made.verdict.removeprefix("no: "), hint=" ".join(advice))
+
+
+def _check_npu(place: str, folder: Path, context: int | None) -> None:
+    """Refuse what a run on the NPU would refuse, too."""
+    from edge.manifest import Manifest
+    from edge.npu import npu_lengths
+    from edge.runtime import devices
+
+    refused = devices.illegal(place, Manifest.read(folder), folder)
+    if refused is not None:
+        raise DeviceError(
+            f"{place}: {refused}", hint="Export the model again with --for npu, or plan for another device."
+        )
+    if place == "NPU" and context is not None:
+        npu_lengths(context)
 
 
 def _advice(made: Plan, others: list[Plan]) -> list[str]:
@@ -136,11 +155,11 @@ def _table(folder: Path, made: Plan, facts: dict[str, Any]) -> str:
 
 
 def _bytes(text: str) -> int:
-    """16GB, 16 GiB, 512MB → bytes."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
+    """16GB, 16 GiB, 512M, 900000000B → bytes; a number alone could be either."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?)B?|B)\s*", text, re.IGNORECASE)
     size = 0.0
     if found is not None:
-        size = float(found[1]) * (1024 if found[3] else 1000) ** " KMGT".index(found[2].upper() or " ")
+        size = float(found[1]) * (1024 if found[3] else 1000) ** " KMGT".index((found[2] or " ").upper())
     if not 1 <= size < _LARGEST:
         shown = text if len(text) <= 40 else f"{text[:40]}…"
         raise UsageError(f"'{shown}' is no amount of memory that a machine has", hint="Write it as 16GB or 16GiB.")

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal
 
+from edge.messages import SPECIAL
+
 Unit = Literal["page", "slide", "paragraph", "row", "line"]
 Span = tuple[int, int]
 """From a character on, up to and without another."""
 _BETWEEN = {"page": "\n\n", "slide": "\n\n", "paragraph": "\n\n", "row": "", "line": ""}
-# What a chat template would take for the beginning of another turn. A document was written by somebody else.
-_SPECIAL = re.compile(r"<(?=\|\w+\|>)|<(?=(?:sop|eop)>)|\[(?=(?:g|s)?MASK\])")
 _CONTROL = {code: None for code in (*range(32), 0x7F) if chr(code) not in "\t\n"}
 _SHOWN = 6
 
@@ -48,7 +47,8 @@ def assemble(name: str, unit: Unit, parts: Iterable[str], remarks: Sequence[str]
     for part in parts:
         text = part.replace("\r\n", "\n").replace("\r", "\n").translate(_CONTROL)
         text = text.encode("utf-8", "replace").decode() if _has_halves(text) else text
-        text, count = _SPECIAL.subn(lambda found: found[0] + " ", text)
+        # what a chat template begins turns with: a document was written by somebody else
+        text, count = SPECIAL.subn(lambda found: found[0] + " ", text)
         cleaned.append(text if between == "" else text.strip("\n"))
         broken += count
     if broken:

@@ -350,4 +350,5 @@ def _manifest(
             if path.is_file() and path.name != PARTIAL_KEY
         },
         checks=checks,
+        sha256=manifest.digests(work),
     )

@@ -19,6 +19,7 @@ from edge.manifest import Check
 
 # Around the sizes in which plugins work: vectors, tiles, blocks of the cache. Some faults show at single lengths.
 LENGTHS = (1, 2, 3, 7, 8, 15, 16, 17, 32, 33, 64, 65, 128, 129, 256, 257, 512, 513)
+_AT_LEAST = 65  # tokens: beyond two blocks of the cache, whatever the machine is busy with
 _SECONDS = 6.0  # after that no longer prompt is begun
 LARGE = 500_000_000
 """Weights above which a model is run with a part of its layers: the whole would not fit beside other work."""
@@ -108,8 +109,9 @@ def check_lengths(
 ) -> Check:
     """Run prompts of many lengths: finite logits, and the same whether read at once or the last token by itself.
 
-    Ascending, until the time is used up; a large model runs with its first layer and part of its vocabulary. Figures
-    say which lengths, layers and precisions ran. Finite is asked for in the plugin's own precision, too.
+    Ascending, up to `_AT_LEAST` in any case and then until the time is used up; a large model runs with its first
+    layer and part of its vocabulary. Figures say which lengths, layers and precisions ran. Finite is asked for in the
+    plugin's own precision, too.
     """
     model, layers, total = _runnable(model_file, vocab_size)
     figures: dict[str, Any] = {"lengths": [], "layers": layers, "of_layers": total, "precisions": []}
@@ -134,7 +136,7 @@ def check_lengths(
     for number, length in enumerate(lengths):
         begin = time.perf_counter()
         # What the time before says of this one: longer by their ratio.
-        if number and begin + took * length / lengths[number - 1] > end:
+        if length > _AT_LEAST and begin + took * length / lengths[number - 1] > end:
             break
         whole = _fresh(exact, ids[:length])[-1]
         if step is not None and length == lengths[number - 1] + 1:
@@ -147,6 +149,7 @@ def check_lengths(
         figures["lengths"].append(length)
         took = time.perf_counter() - begin
     figures["not_finite"] = broken
+    figures["cut_short"] = len(figures["lengths"]) < len(lengths)
     if not broken:  # JSON knows no NaN
         figures |= {"max_difference": worst, "logit_scale": scale}
     message = hint = None

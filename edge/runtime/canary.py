@@ -23,6 +23,7 @@ from edge.manifest import MODEL_FILE, Manifest
 from edge.messages import Progress
 from edge.runtime import devices
 from edge.runtime.interface import Probing
+from edge.runtime.ladder import label
 from edge.runtime.settings import Settings
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def _through_the_pipeline(
 ) -> Finding:
     from edge.runtime.engine import Engine
 
-    progress(f"loading for {settings.device}", 0, 0)
+    progress(f"loading for {label(settings)}", 0, 0)
     room = min(Manifest.read(folder).architecture.context_length, golden.lengths[-1] + 1)
     alone = dataclasses.replace(settings, context=settings.context or room, prefix_cache=False)
     rows, reasons = [], []
@@ -168,7 +169,7 @@ def _probed(engine: Probing, golden: Golden, length: int) -> tuple[dict[str, Any
 def _through_the_plugin(
     folder: Path, settings: Settings, golden: Golden, known: dict[str, Any], progress: Progress
 ) -> Finding:
-    progress(f"compiling for {settings.device}", 0, 0)
+    progress(f"compiling for {label(settings)}", 0, 0)
     defaults = devices.default_properties(settings.device, Manifest.read(folder))
     properties = {name: value for name, value in {**defaults, **settings.properties}.items() if value is not None}
     if settings.precision == "f32":
@@ -182,8 +183,10 @@ def _through_the_plugin(
     except RuntimeError as error:
         said = next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), "no reason given")
         raise DeviceError(
-            f"{settings.device} failed on the golden prompts ({said})",
-            hint="Update the device's driver, or choose another device.",
+            f"{label(settings)} failed on the golden prompts ({said})",
+            hint="See whether glm4-edge verify finds the model damaged."
+            if settings.rehearse
+            else "Update the device's driver, or choose another device.",
         ) from error
     both = readings + steps
     numbers = [reading.kl for reading in both if reading.kl is not None]

@@ -23,7 +23,7 @@ from edge.errors import ContextError, OutputError, UsageError
 from edge.files import write_text
 from edge.messages import FinishReason, Message
 
-_FORMAT = "glm4-edge conversation 1"
+FORMAT = "glm4-edge conversation 1"
 _ROLES = ("user", "assistant", "observation")
 _REASONS = ("stop", "length", "cancelled")
 
@@ -203,7 +203,7 @@ class Conversation:
             | ({"finish_reason": turn.finish_reason} if turn.finish_reason else {})
             for turn in self.turns
         ]
-        content = {"format": _FORMAT, "model": model, "system": self.system, "messages": messages}
+        content = {"format": FORMAT, "model": model, "system": self.system, "messages": messages}
         write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
     @classmethod
@@ -221,8 +221,8 @@ class Conversation:
             ) from error
         except ValueError as error:  # also what is no UTF-8
             raise _no_conversation(path, "it is not JSON") from error
-        if not isinstance(content, dict) or content.get("format") != _FORMAT:
-            raise _no_conversation(path, f'its "format" is not "{_FORMAT}"')
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise _no_conversation(path, f'its "format" is not "{FORMAT}"')
         system, messages = content.get("system"), content.get("messages")
         if not (system is None or isinstance(system, str)):
             raise _no_conversation(path, 'its "system" is not a text')

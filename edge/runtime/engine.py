@@ -24,7 +24,10 @@ from edge.runtime.plan import BLOCK
 from edge.runtime.prefix import PrefixMemory, Reading
 from edge.runtime.settings import Settings
 from edge.runtime.stream import Running, Turn, Write, stream_tokens
-from edge.runtime.template import Template
+from edge.runtime.template import SEAM, Template
+
+_OF_OPENVINO = (RuntimeError, MemoryError)
+"""What OpenVINO and GenAI raise. All else is a fault of ours, which says nothing of a model or a device."""
 
 
 class Engine:
@@ -56,6 +59,8 @@ class Engine:
         self.device = settings.device
         self.context_length = opened.context
         self.max_prompt = opened.max_prompt
+        self.tuned = opened.tuned
+        """What of the settings `glm4-edge tune` found best here, in words; "" where nothing was."""
 
     @classmethod
     def load(cls, folder: Path, settings: Settings) -> Engine:
@@ -78,8 +83,8 @@ class Engine:
             )
         try:
             return cls(open_pipeline(folder, settings, manifest), manifest, settings)
-        except Exception as error:
-            raise _not_loaded(error, folder, settings.device) from error
+        except _OF_OPENVINO as error:
+            raise _not_loaded(error, folder, settings) from error
 
     def __enter__(self) -> Engine:
         return self
@@ -214,7 +219,7 @@ class Engine:
         """The conversation as tokens, the answer's opening included; or a text, begun as the tokenizer begins one.
 
         The chat template writes GLM-4's `[gMASK]<sop>` itself. Encoding with special tokens would put it
-        there twice.
+        there twice. What a message spells like a special token is text, as in GLM-4's own tokenizer.
 
         Raises:
             ModelError: the model has been closed, or has no chat template, or one that refuses the conversation.
@@ -230,7 +235,9 @@ class Engine:
             raise UsageError(
                 f"the text holds half of a character, {text[error.start]!r}", hint="Send it as valid Unicode."
             ) from error
-        return self._ids(text, special=isinstance(conversation, str))
+        if isinstance(conversation, str):
+            return self._ids(text, special=True)
+        return [token for part in text.split(SEAM) for token in self._ids(part)]
 
     def _known(self, ids: Sequence[int]) -> list[int]:
         size = self.manifest.architecture.vocab_size
@@ -250,7 +257,7 @@ class Engine:
         except Exception as error:  # a template is a program
             raise ModelError(
                 f"the chat template of {self.name} cannot write this conversation: {_reason(error)}",
-                hint="Look at chat_template.jinja in the model's folder.",
+                hint="Write it otherwise; or mend the checkpoint's template, and export the model again.",
             ) from error
 
     def _decode(self, ids: Sequence[int], *, special: bool = False) -> str:
@@ -312,13 +319,12 @@ class Engine:
         return tokens, log_probs
 
 
-def _not_loaded(error: Exception, folder: Path, device: str) -> EdgeError:
+def _not_loaded(error: Exception, folder: Path, settings: Settings) -> EdgeError:
     """What went wrong, in our words."""
-    if isinstance(error, EdgeError):
-        return error
+    device = settings.device
     if "Unsupported property" in str(error):
         return UsageError(f"{device} does not take these properties: {_reason(error)}", hint="Leave out what it names.")
-    if device == "CPU":
+    if device == "CPU" or settings.rehearse:
         return ModelError(
             f"{folder} cannot be loaded: {_reason(error)}",
             hint="Export the model again; if memory is short, close other programs.",

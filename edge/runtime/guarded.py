@@ -89,7 +89,12 @@ class Guarded:
     def device(self) -> str:
         """See `ChatEngine.device`; with what was made safer or faster, and whether it is a rehearsal."""
         settings = self._held.engine.settings
-        return label(settings) + (" with prompt lookup" if settings.prompt_lookup else "")
+        found = self._held.engine.tuned
+        return (
+            label(settings)
+            + (" with prompt lookup" if settings.prompt_lookup else "")
+            + (f", {found}" if found else "")
+        )
 
     @property
     def settings(self) -> Settings:
@@ -370,6 +375,7 @@ def open_guarded(
         if engine.settings.device == "CPU" and kept is not None and kept.ok and kept.checked:
             late = lambda engine: canary.quick(engine, golden)  # noqa: E731
             return Finding(True, None, kept.figures)
+        progress(f"checking the numbers of {label(engine.settings)}", 0, 0)
         return canary.quick(engine, golden)
 
     def opened() -> LoadedEngine:

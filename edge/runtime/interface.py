@@ -113,5 +113,9 @@ class LoadedEngine(ChatEngine, Probing, Protocol):
     def manifest(self) -> Manifest:
         """What the model says of itself."""
 
+    @property
+    def tuned(self) -> str:
+        """See `Engine.tuned`."""
+
     def encode(self, conversation: Conversation) -> list[int]:
         """See `Engine.encode`."""

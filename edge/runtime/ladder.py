@@ -23,11 +23,12 @@ _OWN = {
     "NPU": re.compile(r"NPUW?_.*|MAX_PROMPT_LEN|MIN_RESPONSE_LEN|PREFILL_HINT|GENERATE_HINT"),
 }
 """Properties that mean something to one kind of device only."""
-_WORDS: dict[Precision, str] = {
+WORDS: dict[Precision, str] = {
     "chosen": "",
     "guilty nodes": " with what overflows f16 in f32",
     "f32": " with all in f32",
 }
+"""What a precision adds to a device's name."""
 
 
 class Candidate(NamedTuple):
@@ -103,7 +104,7 @@ def gives_up(settings: Settings, *, loaded: bool) -> bool:
 def label(settings: Settings) -> str:
     """The way in a few words, such as "GPU with all in f32"."""
     place = "NPU's shapes on the CPU" if settings.rehearse else settings.device
-    return place + _WORDS[settings.precision]
+    return place + WORDS[settings.precision]
 
 
 def _devices(

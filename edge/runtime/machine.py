@@ -143,7 +143,8 @@ class Machine:
     """Linux, Windows or Darwin."""
     architecture: str = field(default_factory=platform.machine)
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
-    encoding: str = field(default_factory=lambda: sys.stdout.encoding or "")
+    encoding: str = field(default_factory=lambda: getattr(sys.stdout, "encoding", None) or "")
+    """Of standard output; empty where it is closed, as under pythonw.exe."""
     home: Path = field(default_factory=home)
     look: Callable[[], Sight] = look
     memory: Callable[[], Memory] = _memory

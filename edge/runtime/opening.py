@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from edge.errors import DeviceError, EdgeError, ModelError, ResourceError
+from edge.errors import DeviceError, EdgeError, ModelError, OutputError, ResourceError
 from edge.manifest import Manifest
 from edge.messages import Progress
-from edge.runtime import devices, ladder
+from edge.runtime import compiled, devices, ladder
 from edge.runtime import trial as trials
 from edge.runtime.choices import Choices, Kept
 from edge.runtime.interface import LoadedEngine
 from edge.runtime.settings import Settings
 
 Load = Callable[[Path, Settings], LoadedEngine]
-_OF_THE_DEVICE = (DeviceError, ModelError, ResourceError)
-"""Faults that another device may not have; others are the user's to mend."""
+_OF_THE_DEVICE = (DeviceError, ModelError, ResourceError, OutputError)
+"""Faults that another way may not have, the last where a variant cannot be written; others are the user's to mend."""
 _DRIVER = "Update the device's driver, or choose another device."
 _DAMAGED = "glm4-edge verify says whether the model's files are damaged; then export the model again."
 
@@ -88,7 +89,7 @@ def open_model(
         manifest,
         ["CPU"] if wanted.device == "CPU" else list(present()),
         fallback=fallback,
-        kept=lambda settings: _known_failure(known, folder, settings),
+        kept=lambda settings: known_failure(known, folder, settings),
         illegal=lambda device: illegal(device, manifest, folder),
     )
     return _Way(folder, fallback, check, load, trial, say, progress, known).down(wanted, ways)
@@ -135,13 +136,17 @@ class _Way:
         """The model loaded so; what comes of it is kept."""
         earlier = self.choices.get(self.folder, settings)
         proven = settings.device == "CPU" if earlier is None else earlier.ok or earlier.loaded
+        kept_from_before = compiled.compiled_before(self.folder, settings, self.choices.ask)
         try:
-            if not proven or self.choices.crashed(self.folder, settings):
-                self._try(settings)
-            with self.choices.trying(self.folder, settings):
-                self.progress(f"loading {self.folder.name} on {ladder.label(settings)}", 0, 0)
-                engine = self.load(self.folder, settings)
-                figures = self._checked(engine, settings)
+            try:
+                engine, figures = self._loaded(settings, proven)
+            except (DeviceError, ModelError) as error:
+                if not kept_from_before or not compiled.forget(self.folder, settings, self.choices.ask):
+                    raise
+                self.say(f"{error.message}: what was compiled earlier may be damaged, so it is compiled again")
+                engine, figures = self._loaded(settings, proven=False)
+        except OutputError:  # the cache's fault: nothing to be kept of the device
+            raise
         except _OF_THE_DEVICE as error:
             loaded = isinstance(error, _WrongNumbersError)
             if not loaded:
@@ -149,10 +154,21 @@ class _Way:
             lasting = loaded or isinstance(error, _CrashedError)
             self.choices.keep(self.folder, settings, Kept(False, error.message, loaded=loaded, lasting=lasting))
             raise
+        if earlier is not None and _wrong(earlier):
+            return engine
         if earlier is None or not earlier.ok or (figures is not None and not earlier.checked):
             kept = Kept(True, checked=figures is not None, figures=dict(figures or {}))
             self.choices.keep(self.folder, settings, kept)
         return engine
+
+    def _loaded(self, settings: Settings, proven: bool) -> tuple[LoadedEngine, Mapping[str, Any] | None]:
+        """The model, and figures of the check. What is not proven is tried in a process of its own before."""
+        if not proven or self.choices.crashed(self.folder, settings):
+            self._try(settings)
+        with self.choices.trying(self.folder, settings):
+            self.progress(f"loading {self.folder.name} on {ladder.label(settings)}", 0, 0)
+            engine = self.load(self.folder, settings)
+            return engine, self._checked(engine, settings)
 
     def _not_the_files_fault(self) -> None:
         """A damaged file is to be held against no device."""
@@ -175,12 +191,11 @@ class _Way:
             return None
         here = ladder.label(settings)
         try:
-            self.progress(f"checking the numbers of {here}", 0, 0)
             finding = self.check(engine)
             if not finding.ok:
                 raise _WrongNumbersError(
                     f"{here} computes wrongly: {finding.reason or 'no reason given'}",
-                    hint=_DAMAGED if settings.device == "CPU" else _DRIVER,
+                    hint=_DAMAGED if settings.device == "CPU" or settings.rehearse else _DRIVER,
                 )
         except BaseException:
             engine.close()
@@ -200,9 +215,19 @@ class _CrashedError(DeviceError):
     """Loading the model ended the process that tried it."""
 
 
-def _known_failure(choices: Choices, folder: Path, settings: Settings) -> ladder.Failure | None:
+def known_failure(choices: Choices, folder: Path, settings: Settings) -> ladder.Failure | None:
+    """How an earlier attempt failed, if it did. Numbers that are wrong are so in a context of any length."""
     kept = choices.get(folder, settings)
+    if settings.device != "NPU":  # whose shapes are compiled for the length
+        plain = dataclasses.replace(settings, context=None, sparse=None, evict_beyond=None)
+        without = choices.get(folder, plain)
+        kept = without if without is not None and _wrong(without) else kept
     if kept is None or kept.ok:
         return None
-    why = f"{kept.reason or 'it failed'} (found on {kept.when:%Y-%m-%d}; --no-fallback tries again)"
-    return ladder.Failure(why, kept.loaded)
+    again = "glm4-edge canary looks again" if _wrong(kept) else "--no-fallback tries again"
+    return ladder.Failure(f"{kept.reason or 'it failed'} (found on {kept.when:%Y-%m-%d}; {again})", kept.loaded)
+
+
+def _wrong(kept: Kept) -> bool:
+    """Whether canary found wrong numbers, which looks at more than a start does: only it takes that back."""
+    return not kept.ok and kept.thorough

@@ -24,7 +24,10 @@ from edge.infer import core, infer
 from edge.manifest import MODEL_FILE, Manifest
 from edge.messages import Progress
 from edge.runtime import devices
+from edge.runtime import trial as trials
+from edge.runtime.choices import Choices
 from edge.runtime.refstore import Entry, Positions, Reference
+from edge.runtime.settings import Settings
 
 _PIECE = 128  # tokens of a prompt read at once: 155 MB of probabilities, with GLM-4's vocabulary
 _TOP = 5
@@ -133,12 +136,17 @@ GATES = (
 
 
 def compare(
-    folder: Path, reference: Reference, device: str, progress: Progress = lambda stage, done, total: None
+    folder: Path,
+    reference: Reference,
+    device: str,
+    progress: Progress = lambda stage, done, total: None,
+    trial: Callable[..., trials.Outcome] = trials.run,
 ) -> Parity:
     """Run an exported model over a reference's prompts and answers.
 
     Args:
-        device: CPU, GPU, GPU.n or AUTO.
+        device: CPU, GPU, GPU.n, HETERO:GPU,CPU or AUTO.
+        trial: see `trial.run`.
 
     Raises:
         ModelError: the folder holds no model, or the reference is another model's.
@@ -147,24 +155,19 @@ def compare(
     """
     manifest = Manifest.read(folder)
     check_same_model(manifest, reference, folder)
-    resolved = devices.resolve(device)
-    if resolved == "NPU":
+    resolved = Choices().resolved(device, folder)
+    if "NPU" in devices.members(resolved):
         raise DeviceError(
             "the NPU gives the logits of a prompt's last token only, and this comparison needs all of them",
             hint="Compare on the CPU; `glm4-edge canary` looks at what the NPU answers.",
         )
-    properties = {
-        name: value for name, value in devices.default_properties(resolved, manifest).items() if value is not None
-    }
+    if resolved != "CPU":
+        outcome = trial(folder, Settings(resolved), task="parity", progress=progress)
+        if outcome.error is not None:
+            raise outcome.error
     progress(f"loading on {resolved}", 0, 0)
-    try:
-        compiled = core().compile_model(core().read_model(folder / MODEL_FILE), resolved, properties)
-        request = compiled.create_infer_request()
-    except RuntimeError as error:
-        raise DeviceError(
-            f"{resolved} cannot load {folder}: {str(error).strip().splitlines()[-1]}",
-            hint="Export the model again, or choose another device.",
-        ) from error
+    properties = _properties(resolved, manifest)
+    request = _request(folder, resolved, properties)
     total = sum(len(positions.log_sum_exp) for positions in reference.positions)
     compared: list[Compared] = []
     done = 0
@@ -180,6 +183,32 @@ def compare(
         request.reset_state()
         compared.append(compare_prompt(entry, positions, run))
     return Parity(resolved, properties, _grouped(compared), compared)
+
+
+def try_out(folder: Path, device: str) -> None:
+    """Load the model as `compare` does, and read one token: in a process of its own, which a driver may crash.
+
+    Raises:
+        ModelError: the folder holds no model.
+        DeviceError: the device does not take the model.
+    """
+    request = _request(folder, device, _properties(device, Manifest.read(folder)))
+    infer(request, np.zeros(1, np.int64), 0)
+
+
+def _properties(device: str, manifest: Manifest) -> dict[str, Any]:
+    return {name: value for name, value in devices.default_properties(device, manifest).items() if value is not None}
+
+
+def _request(folder: Path, device: str, properties: dict[str, Any]) -> Any:
+    try:
+        compiled = core().compile_model(core().read_model(folder / MODEL_FILE), device, properties)
+        return compiled.create_infer_request()
+    except RuntimeError as error:
+        raise DeviceError(
+            f"{device} cannot load {folder}: {str(error).strip().splitlines()[-1]}",
+            hint="Export the model again, or choose another device.",
+        ) from error
 
 
 def check_same_model(manifest: Manifest, reference: Reference, folder: Path) -> None:

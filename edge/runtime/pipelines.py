@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from edge.files import home
 from edge.grammar import Amid, Anything, Grammar, InTurn, JsonOf, Literally, Matching, OneOf, Several
 from edge.manifest import Manifest
 from edge.npu import npu_properties
-from edge.runtime import devices
+from edge.runtime import devices, tuned
 from edge.runtime.batching import Batching
 from edge.runtime.compiled import compiled_folder
 from edge.runtime.plan import BLOCK
@@ -24,6 +25,7 @@ from edge.runtime.prefix import Reading
 from edge.runtime.scheduling import npu_schedule, schedule
 from edge.runtime.settings import Settings
 from edge.runtime.stream import Write
+from edge.runtime.tuned import Tuned
 from edge.tools.schema import ebnf
 
 GUESSED, ALIKE = 5, 3
@@ -66,6 +68,8 @@ class Opened:
     """Of a prompt that are read between two looks at whether to go on; 0: that is not known, nor what is kept of it."""
     guesses: tuple[int, int] = (0, 0)
     """`num_assistant_tokens` and `max_ngram_size` that every request has to have."""
+    tuned: str = ""
+    """What of that `glm4-edge tune` found, in words."""
 
 
 def import_all() -> None:
@@ -79,7 +83,10 @@ def open_pipeline(folder: Path, settings: Settings, manifest: Manifest) -> Opene
     """Load the model; what goes wrong is raised as OpenVINO says it."""
     import openvino_genai
 
-    properties = _properties(folder, settings, manifest)
+    found = tuned.read(folder, settings.device) if settings.tuned and not settings.rehearse else None
+    if found is not None and settings.step_tokens is None:
+        settings = dataclasses.replace(settings, step_tokens=found.step_tokens)
+    properties = _properties(folder, settings, manifest, found)
     context = min(manifest.architecture.context_length, settings.context or 2**31)
     max_prompt = None
     source = folder
@@ -109,7 +116,8 @@ def open_pipeline(folder: Path, settings: Settings, manifest: Manifest) -> Opene
     block = BLOCK.get(settings.device.partition(".")[0], 32)
     room = values["num_kv_blocks"] * block
     backend = Batching(pipeline, _tensor, _outcome, settings.device, room=room, block=block, guessed=guesses[0])
-    return Opened(pipeline, backend, context, defaults, None, TOGETHER, step, guesses)
+    said = "" if found is None else found.said
+    return Opened(pipeline, backend, context, defaults, None, TOGETHER, step, guesses, said)
 
 
 def check_lookup(settings: Settings) -> None:
@@ -206,9 +214,12 @@ def _streamer(write: Write) -> Any:
     return Streamer()
 
 
-def _properties(folder: Path, settings: Settings, manifest: Manifest) -> dict[str, Any]:
-    """Of the plugin: its better defaults, the precision and the device's shapes, and over them what was asked for."""
+def _properties(folder: Path, settings: Settings, manifest: Manifest, found: Tuned | None) -> dict[str, Any]:
+    """Of the plugin: its better defaults, what was found best here, the precision and the device's shapes, and over
+    them what was asked for."""
     properties = devices.default_properties(settings.device, manifest)
+    if found is not None:
+        properties |= found.properties
     if settings.precision == "f32":
         properties["INFERENCE_PRECISION_HINT"] = "f32"
     if settings.device == "NPU":

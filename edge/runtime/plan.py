@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edge.errors import ModelError, UsageError
-from edge.manifest import Manifest
+from edge.manifest import FILE_NAME, MODEL_FILE, Manifest
 from edge.npu import MAX_PROMPT_LEN, MIN_RESPONSE_LEN
 from edge.runtime.settings import Sparse
 
@@ -61,9 +61,12 @@ class Shape:
         """The shape of an exported model, from `edge.json` and `config.json`.
 
         Raises:
-            ModelError: the folder holds no exported model, or its config.json is damaged.
+            ModelError: the folder holds no exported model, or its edge.json or config.json is damaged.
         """
         manifest = Manifest.read(folder)
+        for name in (MODEL_FILE, "openvino_model.bin"):
+            if name not in manifest.bytes:
+                raise ModelError(f"{folder / FILE_NAME} does not give the size of {name}", hint="Export it again.")
         try:
             return cls.of(manifest, json.loads((folder / "config.json").read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError, KeyError, OverflowError) as error:
@@ -315,7 +318,7 @@ def cache_for(made: Plan, shape: Shape) -> int:
 
 def scheduler(
     device: str, blocks: int, *, sparse: Sparse | None = None, evict_beyond: int | None = None,
-    prefix_cache: bool = True,
+    prefix_cache: bool = True, step_tokens: int | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """`SchedulerConfig` as plain values; a dict within stands for the config object of that name.
 
@@ -328,7 +331,9 @@ def scheduler(
     whole = sparse == "xattention"
     values: dict[str, Any] = {
         "num_kv_blocks": blocks,
-        "max_num_batched_tokens": blocks * BLOCK.get(place, 32) if whole else STEP_TOKENS.get(place, 1024),
+        "max_num_batched_tokens": blocks * BLOCK.get(place, 32)
+        if whole
+        else step_tokens or STEP_TOKENS.get(place, 1024),
         "enable_prefix_caching": prefix_cache and evict_beyond is None and not whole,
     }
     if sparse is not None:

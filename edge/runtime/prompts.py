@@ -110,8 +110,9 @@ def _from_lines(lines: Sequence[str], origin: str) -> list[PromptText]:
                 id=str(value.get("id", number)), language=str(value.get("language", "text")), text=value["text"],
                 chat=bool(value.get("chat", True)), tokens=value.get("tokens"),
             )  # fmt: skip
-            if not isinstance(text.text, str) or not (text.tokens is None or int(text.tokens) > 1):
-                raise ValueError("text is words, and tokens a number above 1")
+            whole = isinstance(text.tokens, int) and not isinstance(text.tokens, bool)
+            if not isinstance(text.text, str) or not (text.tokens is None or (whole and text.tokens > 1)):
+                raise ValueError("text is words, and tokens a whole number above 1")
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(
                 f"line {number} of {origin} is no prompt ({error})",

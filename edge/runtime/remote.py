@@ -73,7 +73,8 @@ def prepared() -> Iterator[None]:
 
 
 def _begin(command: Sequence[str]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    said = None if sys.stderr else subprocess.DEVNULL  # pythonw.exe has none
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said)
 
 
 def _next_process() -> subprocess.Popen[bytes]:
@@ -91,6 +92,7 @@ class RemoteEngine:
     max_prompt: int | None
     opens_thought: bool
     together: int
+    tuned: str
     manifest: Manifest
 
     def __init__(self, folder: Path, settings: Settings, command: Sequence[str] | None = None) -> None:

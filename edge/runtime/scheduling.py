@@ -32,7 +32,7 @@ def schedule(
     made = _weighed(folder, shape, settings, machine or Machine(), ask)
     values = plans.scheduler(
         settings.device, plans.cache_for(made, shape), sparse=settings.sparse, evict_beyond=settings.evict_beyond,
-        prefix_cache=settings.prefix_cache,
+        prefix_cache=settings.prefix_cache, step_tokens=settings.step_tokens,
     )  # fmt: skip
     return made.context, values
 

@@ -27,6 +27,9 @@ class Settings:
         prefix_cache: what was read of a prompt serves the next that begins alike (CPU and GPU).
         prompt_lookup: guess the next tokens from where the conversation had the same ones before, and check several at
             once (CPU and GPU): faster where an answer repeats what it has read.
+        step_tokens: of a prompt that are read at once (CPU and GPU); None: what was found best or, for want of that,
+            `plan.STEP_TOKENS`.
+        tuned: take what `glm4-edge tune` found best here, where something else is not said.
     """
 
     device: str
@@ -38,3 +41,5 @@ class Settings:
     evict_beyond: int | None = None
     prefix_cache: bool = True
     prompt_lookup: bool = False
+    step_tokens: int | None = None
+    tuned: bool = True

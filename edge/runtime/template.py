@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import jinja2
@@ -16,9 +16,12 @@ from jinja2 import meta
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from edge.errors import UsageError
-from edge.messages import Message
+from edge.errors import ModelError, UsageError
+from edge.messages import SPECIAL, Message
 
+SEAM = "\ufdd0"
+"""Stands in a rendered prompt where what comes before and what comes after are to be read as tokens apart: so that
+`<|user|>` in a message is text, and begins no turn. A noncharacter, which no text has."""
 _TOOLS = "# 可用工具"
 _FUNCTION = "在调用上述函数时，请使用 Json 格式表示调用的参数。"
 
@@ -32,12 +35,18 @@ class Template:
 
     Args:
         source: in jinja; empty: there is none.
+
+    Raises:
+        ModelError: it is not in jinja.
     """
 
     def __init__(self, source: str) -> None:
         self._source = source
         environment = _environment()
-        self._compiled = environment.from_string(source)
+        try:
+            self._compiled = environment.from_string(source)
+        except jinja2.TemplateError as error:
+            raise ModelError(f"the model's chat template is none ({error})", hint="Export the model again.") from error
         # `message.tools` and `item['tools']`: GLM-4's of 2024 then sets a variable of that name, which is not the one
         # beside the messages
         self._inside = any(word in source for word in ("['tools']", '["tools"]', ".tools"))
@@ -47,7 +56,7 @@ class Template:
         """Whether every answer begins in the middle of a thought: the prompt has written `<think>`."""
 
     def render(self, messages: Sequence[Message]) -> str:
-        """The prompt, the answer's opening included.
+        """The prompt, the answer's opening included; `SEAM` in it is a place to cut it before it becomes tokens.
 
         Raises:
             UsageError: there is no template.
@@ -58,7 +67,7 @@ class Template:
                 "the model has no chat template, it continues text only",
                 hint="Export the chat model for conversations.",
             )
-        told = [tool for message in messages for tool in message.tools]
+        told = [_plain(dict(tool)) for message in messages for tool in message.tools]
         context: dict[str, Any] = {"messages": [self._turn(message) for message in messages]}
         if self._beside:
             context["messages"] = [turn for turn in context["messages"] if turn["role"] != "system" or turn["content"]]
@@ -72,17 +81,28 @@ class Template:
             return False
 
     def _turn(self, message: Message) -> dict[str, Any]:
-        turn: dict[str, Any] = {"role": message.role, "content": message.content}
-        if message.metadata:
+        content, called = _plain(message.content), _plain(message.metadata)
+        tools = [_plain(dict(tool)) for tool in message.tools]
+        turn: dict[str, Any] = {"role": message.role, "content": content}
+        if called:
             if self._metadata:
-                turn["metadata"] = message.metadata
+                turn["metadata"] = called
             else:
-                turn["content"] = f"{message.metadata}\n{message.content}"
-        if message.tools and self._inside:
-            turn["tools"] = [dict(tool) for tool in message.tools]
-        elif message.tools and not self._beside:
-            turn["content"] = "\n\n".join(filter(None, (described(message.tools), message.content)))
+                turn["content"] = f"{called}\n{content}"
+        if tools and self._inside:
+            turn["tools"] = tools
+        elif tools and not self._beside:
+            turn["content"] = "\n\n".join(filter(None, (described(tools), content)))
         return turn
+
+
+def _plain(value: Any) -> Any:
+    """A text with a seam within each special token that it spells; of tools, all texts in them."""
+    if isinstance(value, str):
+        return SPECIAL.sub(lambda found: found[0] + SEAM, value.replace(SEAM, ""))
+    if isinstance(value, Mapping):
+        return {_plain(name): _plain(each) for name, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def described(tools: Sequence[Any]) -> str:

@@ -3,7 +3,7 @@
 Compilers of devices do not always refuse what they cannot do: some call abort, some hang, some take all memory. What
 they compile is kept on disk (`compiled`), so that the loading that follows is fast.
 
-A task of another kind, the thorough canary, is run there in the same way.
+Tasks of other kinds, the thorough canary and parity's loading, are run there in the same way.
 
 Run as a module it is the child: settings come on standard input, the answer goes to standard output.
 """
@@ -19,6 +19,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,13 +30,16 @@ from edge import errors
 from edge.errors import DeviceError, EdgeError
 from edge.files import HOME_VARIABLE, home
 from edge.messages import Progress
+from edge.runtime.ladder import label
 from edge.runtime.settings import Settings
 
 TIMEOUT_SECONDS = 900.0
 """A 9B model takes minutes to compile for an NPU."""
-Task = Literal["load", "canary"]
+Task = Literal["load", "canary", "parity"]
 COMMAND = (sys.executable, "-m", "edge.runtime.trial")
 _ANSWER = "glm4-edge trial: "  # compilers write to standard output, too
+_DRIVER = "update the device's driver, or choose another device."
+_DAMAGED = "see whether glm4-edge verify finds the model damaged, and export it again."
 _KILLED_SECONDS = 5.0  # a driver may hold even what was killed
 _POLL_SECONDS = 0.1  # on Windows a blocked wait does not see Ctrl-C
 _ERROR_BITS = 0x0001 | 0x0002  # of Windows: no dialog for a fault, SEM_FAILCRITICALERRORS and SEM_NOGPFAULTERRORBOX
@@ -82,34 +86,37 @@ def run(
 
     Args:
         timeout: seconds after which the child is killed.
-        task: "load": load the model and run one token; "canary": `canary.thorough`.
+        task: "load": load the model and run one token; "canary": `canary.thorough`;
+            "parity": `parity.try_out`.
         command: the child.
+
+    Raises:
+        RuntimeError: a fault of ours, which says nothing of the model or the device.
     """
     started = time.monotonic()
     asked = dataclasses.asdict(dataclasses.replace(settings, properties=dict(settings.properties)))
     question = json.dumps({"folder": str(folder.expanduser().resolve()), "settings": asked, "task": task})
-    code, out, said = _child(command, question, started + timeout, lambda: progress(_stage(settings), 0, 0))
+    here = label(settings)
+    stage = f"trying {here} in a process of its own"
+    code, out, said = _child(command, question, started + timeout, lambda: progress(stage, 0, 0))
     seconds = time.monotonic() - started
     answer = _answer(out)
     if answer is not None and answer.get("ok") is True:
-        sentence = f"{settings.device} loaded the model and gave a token"
-        return Outcome(True, sentence, seconds, told=answer.get("told"))
+        return Outcome(True, f"{here} loaded the model and gave a token", seconds, told=answer.get("told"))
+    if answer is not None and "ours" in answer:
+        raise RuntimeError(f"in a process of its own, {answer['ours']}")
     if answer is not None and "error" in answer:
         error = rebuilt(answer["error"])
         return Outcome(False, error.message, seconds, error)
     if code is None:
-        what, lasting, hint = f"was not done in {timeout:,.0f} seconds", False, "Try again when the machine is idle"
+        what, lasting, hint = f"was not done in {timeout:,.0f} seconds", False, "Try again when the machine is idle."
     else:
         what, lasting = ending(code)
-        hint = "Close other programs if memory is short, or update the device's driver"
+        hint = "Close other programs if memory is short, or "
+        hint += _DAMAGED if settings.device == "CPU" or settings.rehearse else _DRIVER
     last = next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "")
-    sentence = f"loading the model on {settings.device} {what}" + (f"; its last words: {last[:200]}" if last else "")
-    error = DeviceError(sentence, hint=f"{hint}, or choose another device.")
-    return Outcome(False, sentence, seconds, error, lasting)
-
-
-def _stage(settings: Settings) -> str:
-    return f"trying {settings.device} in a process of its own"
+    sentence = f"loading the model on {here} {what}" + (f"; its last words: {last[:200]}" if last else "")
+    return Outcome(False, sentence, seconds, DeviceError(sentence, hint=hint), lasting)
 
 
 def _child(
@@ -205,6 +212,11 @@ def main() -> None:
         answer: dict[str, Any] = {"ok": True, "told": told}
     except EdgeError as error:
         answer = {"error": [type(error).__name__, error.message, error.hint]}
+    except (RuntimeError, MemoryError):  # OpenVINO's; they end as last words
+        raise
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        answer = {"ours": f"{type(error).__name__} at {Path(where.filename).name}:{where.lineno}: {error}"}
     print(_ANSWER + json.dumps(answer), file=answers, flush=True)
     os._exit(0)  # the answer is given; some drivers crash while they are taken down
 
@@ -239,9 +251,16 @@ def _canary(folder: Path, settings: Settings) -> dict[str, Any]:
     return dataclasses.asdict(canary.thorough(folder, settings, golden))
 
 
+def _parity(folder: Path, settings: Settings) -> None:
+    from edge.runtime import parity
+
+    parity.try_out(folder, settings.device)
+
+
 _TASKS: dict[str, Callable[[Path, Settings], dict[str, Any] | None]] = {
     "load": lambda folder, settings: _load(folder, settings),
     "canary": lambda folder, settings: _canary(folder, settings),
+    "parity": lambda folder, settings: _parity(folder, settings),
 }
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -104,6 +104,24 @@ def test_compare_cannot_tell_what_is_the_same(tmp_path: Path, capsys: pytest.Cap
     assert _run(["bench", "compare", one, two, "--json"]) == 0
     (told,) = json.loads(capsys.readouterr().out)
     assert {each["verdict"] for each in told["differences"]} == {"no difference"}
+
+
+def test_runs_of_different_times_that_were_disturbed_cannot_be_told_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, two = files(tmp_path, 1.2)
+    busy = record(1.2)
+    busy.measured[0].samples = [(case, replace(each, busy_elsewhere=0.5)) for case, each in busy.measured[0].samples]
+    busy.write(Path(two))
+    assert _run(["bench", "compare", one, two, "--fail-if-slower", "10%"]) == 0
+    told = capsys.readouterr()
+    assert "slower" not in told.out and "50%" in told.err
+
+
+def test_an_earlier_measurement_is_not_lost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record().write(tmp_path / "r.json")
+    assert _run(["bench", str(tmp_path), "--out", str(tmp_path / "r.json")]) == 2
+    assert "is not replaced" in capsys.readouterr().err
 
 
 def test_models_of_one_run_are_compared_with_the_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,7 +47,7 @@ def test_what_is_kept_comes_back(choices: Choices, model: Path, tmp_path: Path) 
     assert set(content["key"]["versions"]) == {"openvino", "openvino-genai"}
 
 
-@pytest.mark.parametrize("change", ["driver", "version", "weights", "edge.json", "settings"])
+@pytest.mark.parametrize("change", ["driver", "version", "weights", "tokenizer", "edge.json", "settings"])
 def test_it_holds_for_nothing_else(choices: Choices, model: Path, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
     choices.keep(model, GPU, WRONG)
     asked = GPU
@@ -59,6 +59,8 @@ def test_it_holds_for_nothing_else(choices: Choices, model: Path, change: str, m
         known = (model / "openvino_model.bin").stat()
         (model / "openvino_model.bin").write_bytes(b"WEIGHTS")
         os.utime(model / "openvino_model.bin", ns=(known.st_atime_ns, known.st_mtime_ns + 1_000_000_000))
+    elif change == "tokenizer":  # a crash may have been its fault, and it may have been mended
+        (model / "openvino_detokenizer.bin").write_bytes(b"another")
     elif change == "edge.json":
         manifest(created="2026-02-02T00:00:00+00:00").write(model)
     else:
@@ -134,6 +136,21 @@ def test_what_is_known_of_a_device(choices: Choices, model: Path) -> None:
     assert choices.about(model, "NPU") == [] == choices.about(model, "CPU"), "a rehearsal says nothing of a device"
 
 
+@pytest.mark.parametrize(
+    ("target", "failed", "asked", "expected"),
+    [("cpu", [], "AUTO", "GPU"), ("cpu", ["GPU"], "auto", "CPU"), ("npu", [], "AUTO", "NPU"),
+     ("npu", ["NPU", "GPU"], "AUTO", "CPU"), ("cpu", ["GPU"], "gpu", "GPU")],
+)  # fmt: skip
+def test_auto_is_the_device_that_a_chat_begins_with(
+    choices: Choices, tmp_path: Path, target: str, failed: list[str], asked: str, expected: str
+) -> None:
+    notes = {"mode": "int4_sym", "group_size": "128", "ratio": "1"}
+    folder = write_model(tmp_path / "other", notes=notes, target=target)
+    for device in failed:
+        choices.keep(folder, Settings(device), WRONG)
+    assert choices.resolved(asked, folder, ["CPU", "GPU", "NPU"]) == expected
+
+
 def test_a_load_that_ends_leaves_no_mark(choices: Choices, model: Path, tmp_path: Path) -> None:
     for fault in (None, RuntimeError, KeyboardInterrupt):
         try:
@@ -167,6 +184,23 @@ def test_a_crash_in_this_process_is_known_at_the_next_start(model: Path, tmp_pat
     assert choices.get(model, Settings("CPU")) is None
     choices.forget_crash(model, Settings("CPU"))
     assert not choices.crashed(model, Settings("CPU")) and not list(folder.glob("*.trying"))
+
+
+@pytest.mark.parametrize("change", ["gone", "weights", "none"])
+def test_a_mark_that_can_never_count_again_is_deleted(model: Path, tmp_path: Path, change: str) -> None:
+    folder, other = tmp_path / "choices", write_model(tmp_path / "other")
+    subprocess.run([sys.executable, "-c", CRASH, str(folder), str(model), "exit"], capture_output=True, timeout=60)
+    choices = Choices(folder, lambda *_: None)
+    if change == "gone":
+        shutil.rmtree(model)
+    elif change == "weights":
+        (model / "openvino_model.bin").write_bytes(b"others")
+        manifest(bytes={"openvino_model.bin": 6}).write(model)
+    choices.keep(model if change == "weights" else other, Settings("CPU"), WRONG)
+    assert bool(list(folder.glob("*.trying"))) is (change == "none")
+    with choices.trying(other, Settings("CPU")):
+        choices.keep(other, Settings("CPU"), WRONG)
+        assert len(list(folder.glob("*.trying"))) == 1 + (change == "none"), "of one that is still at it"
 
 
 def test_a_process_number_that_is_anothers_by_now(choices: Choices, model: Path, tmp_path: Path) -> None:

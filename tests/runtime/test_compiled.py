@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from edge import files
 from edge.runtime import choices
-from edge.runtime.compiled import compiled_folder
+from edge.runtime.compiled import compiled_before, compiled_folder, forget
 from edge.runtime.settings import Settings
 from tests.runtime.test_devices import LAPTOP, laptop, write_model
 
@@ -84,6 +86,33 @@ def test_a_hundred_changes_take_no_more_disk_than_one(model: Path, tmp_path: Pat
     for context in range(100, 200):
         made(model, Settings("NPU", context=context))
     assert blobs(tmp_path) == 1
+
+
+def test_what_another_process_is_using_is_left_to_it(model: Path, tmp_path: Path) -> None:
+    """Two rehearsals at once with contexts of different lengths."""
+    script = (
+        "import sys\nfrom pathlib import Path\nfrom edge.runtime.compiled import compiled_folder\n"
+        "from edge.runtime.settings import Settings\nfrom tests.runtime.test_devices import laptop\n"
+        "print(compiled_folder(Path(sys.argv[1]), Settings('NPU', context=100), laptop), flush=True)\nsys.stdin.read()"
+    )
+    command = [sys.executable, "-c", script, str(model)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        theirs = Path(other.stdout.readline().strip())
+        (theirs / "blob").write_bytes(b"compiled")
+        made(model, Settings("NPU", context=200))
+        assert theirs.is_dir() and blobs(tmp_path) == 2
+        other.communicate(timeout=60)
+    made(model, Settings("NPU", context=300))
+    assert not theirs.exists() and blobs(tmp_path) == 1
+
+
+def test_a_mark_of_use_is_nothing_compiled(model: Path) -> None:
+    place = compiled_folder(model, GPU, laptop)
+    assert place is not None and not compiled_before(model, GPU, laptop)
+    made(model, GPU)
+    assert compiled_before(model, GPU, laptop) and forget(model, GPU, laptop) and not place.exists()
+    assert not compiled_before(model, Settings("CPU"), laptop)
 
 
 def test_what_the_compiler_does_not_see_does_not_matter(model: Path) -> None:

@@ -561,6 +561,14 @@ class TestOpened:
             assert chunks[-1].usage is not None and not notices(chunks)
         assert looks == [len(canary.QUICK)] * 3
 
+    def test_what_is_looked_at_later_is_not_told_before(self, tiny_npu: Path) -> None:
+        told: list[list[str]] = []
+        for _ in range(2):
+            told.append([])
+            with open_guarded(tiny_npu, Settings("CPU", context=200), progress=lambda *each: told[-1].append(each[0])):
+                pass
+        assert told == [["loading out on CPU", "checking the numbers of CPU"], ["loading out on CPU"]]
+
     def test_what_is_wrong_by_now_is_left(
         self, tiny_npu: Path, looks: list[int], monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -146,3 +146,8 @@ def test_this_machine_tells_the_truth_about_itself() -> None:
         assert here.affinity() == len(os.sched_getaffinity(0))
         assert here.number("proc/sys/kernel/pid_max")
         assert here.group_of(Path("/dev/null")) in here.my_groups() or os.getuid() != 0
+
+
+def test_a_closed_standard_output_has_no_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    assert Machine().encoding == ""

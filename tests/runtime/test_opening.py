@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
-from edge.errors import DeviceError, EdgeError, ModelError, UsageError
+from edge.errors import DeviceError, EdgeError, ModelError, OutputError, UsageError
 from edge.files import HOME_VARIABLE, home
 from edge.messages import Message, Sampling
 from edge.runtime import devices
 from edge.runtime.choices import Choices
+from edge.runtime.compiled import compiled_folder
+from edge.runtime.engine import Engine
 from edge.runtime.ladder import label
 from edge.runtime.opening import open_model
 from edge.runtime.settings import Settings
@@ -222,11 +224,90 @@ def test_where_nothing_works_each_reason_is_told(machine: Laptop) -> None:
     assert all(engine.closed for engine in machine.loaded)
 
 
+def test_a_variant_that_cannot_be_written_is_a_rung_that_fails(machine: Laptop) -> None:
+    machine.wrong = ("GPU",)
+    machine.faults = {GPU_GUILTY: OutputError("the cache cannot be written", hint="Free some space.")}
+    assert machine.open("GPU") == GPU_F32
+    assert machine.said[-1] == f"{GPU_GUILTY} → {GPU_F32}: the cache cannot be written"
+    assert machine.choices.get(machine.model, Settings("GPU", precision="guilty nodes")) is None, "no device's fault"
+
+
 def test_a_fault_of_the_users_is_not_the_devices(machine: Laptop) -> None:
     machine.faults = {"GPU": UsageError("GPU does not take NO_SUCH", hint="Leave it out.")}
     with pytest.raises(UsageError):
         machine.open("GPU")
     assert machine.choices.about(machine.model, "GPU") == []
+
+
+def blob_of(machine: Laptop, settings: Settings) -> Path:
+    """Where a compiled model is kept, as an earlier start left it."""
+    place = compiled_folder(machine.model, settings, laptop)
+    assert place is not None
+    (place / "1.blob").write_text("damaged")
+    return place / "1.blob"
+
+
+@pytest.mark.parametrize("how", ["load", "crash", "numbers"])
+def test_a_damaged_compiled_model_is_compiled_again(how: str, machine: Laptop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(HOME_VARIABLE, str(machine.model.parent / "home"))
+    assert machine.open("GPU") == "GPU"
+    blob = blob_of(machine, Settings("GPU"))
+    load, tried, check = machine._load, machine._trial, machine._check
+
+    def from_blob(folder: Path, settings: Settings) -> Any:
+        if how == "load" and blob.exists():
+            raise DeviceError("GPU cannot load it: broken blob", hint="Update the driver.")
+        return load(folder, settings)
+
+    def in_child(folder: Path, settings: Settings, **options: Any) -> Outcome:
+        return crash("GPU") if how == "crash" and blob.exists() else tried(folder, settings, **options)
+
+    def looked_at(engine: Any) -> Finding:
+        return Finding(not (how == "numbers" and blob.exists()), "at 17 tokens it answers GGGG")
+
+    monkeypatch.setattr(machine, "_load", from_blob)
+    monkeypatch.setattr(machine, "_trial", in_child)
+    if how == "crash":  # the start before this one ended in it
+        monkeypatch.setattr(machine.choices, "crashed", lambda *_: blob.exists())
+    assert machine.open("GPU", check=looked_at if how == "numbers" else check) == "GPU"
+    assert not blob.exists() and len(machine.said) == 1 and machine.said[0].endswith("so it is compiled again")
+    kept = machine.choices.get(machine.model, Settings("GPU"))
+    assert kept is not None and kept.ok
+
+
+def test_what_this_very_start_compiled_is_not_compiled_twice(machine: Laptop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(HOME_VARIABLE, str(machine.model.parent / "home"))
+    monkeypatch.setattr(machine, "_load", lambda folder, settings: blob_of(machine, settings) and Loaded(settings))
+    machine.wrong = ("GPU",)
+    assert machine.open("GPU") == GPU_GUILTY
+    assert machine.tried == ["GPU", GPU_GUILTY]
+
+
+@pytest.mark.parametrize("fault", [AttributeError("'NoneType' object has no attribute 'encoding'"), TypeError("x")])
+def test_a_fault_of_our_own_is_no_models_and_no_devices(
+    fault: Exception, machine: Laptop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise fault
+
+    monkeypatch.setattr("edge.runtime.engine.open_pipeline", broken)
+    with pytest.raises(type(fault)):
+        open_model(machine.model, Settings("CPU"), choices=machine.choices)
+    assert machine.choices.about(machine.model, "CPU") == []
+
+
+@pytest.mark.parametrize("rehearse", [False, True])
+def test_what_openvino_raises_is_the_models_where_the_cpu_computes(
+    rehearse: bool, machine: Laptop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("Exception from src/x.cpp:1:\nNPUW: Assertion quant_unpack_gather failed.")
+
+    monkeypatch.setattr("edge.runtime.engine.open_pipeline", broken)
+    settings = Settings("NPU", rehearse=True) if rehearse else Settings("CPU")
+    with pytest.raises(ModelError, match=r"cannot be loaded: NPUW: Assertion quant_unpack_gather failed") as caught:
+        Engine.load(machine.model, settings)
+    assert "driver" not in caught.value.hint
 
 
 @pytest.mark.parametrize("device", ["NPU", "GPU", "CPU"])
@@ -343,8 +424,9 @@ class TestForReal:
     def test_the_npus_shapes_are_tried_in_a_child_and_then_loaded(self, tiny_npu: Path) -> None:
         stages: list[str] = []
         wanted = Settings("NPU", context=256, rehearse=True)
-        for expected in (["trying NPU in a process of its own", "loading out on NPU's shapes on the CPU"],
-                         ["loading out on NPU's shapes on the CPU"]):  # fmt: skip
+        trying, loading = ("trying NPU's shapes on the CPU in a process of its own",
+                           "loading out on NPU's shapes on the CPU")  # fmt: skip
+        for expected in ([trying, loading], [loading]):
             stages.clear()
             engine = open_model(tiny_npu, wanted, fallback=False, progress=lambda stage, *_: stages.append(stage))
             assert engine.device == "NPU" and self.answer(engine)[1] > 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from edge.infer import kl_divergence
 from edge.manifest import Manifest
 from edge.model.checkpoint import Checkpoint
 from edge.runtime import parity, prompts
+from edge.runtime import trial as trials
 from edge.runtime.refstore import Entry, Positions, Reference
+from edge.runtime.settings import Settings
 from tests.conftest import write_checkpoint
 
 VOCAB = 50
@@ -176,12 +179,29 @@ def test_the_command_prints_a_table_or_json_and_holds_a_gate(
     assert _run([*words, "--max-kl", "0.5"]) == 0
     table = capsys.readouterr().out.splitlines()
     assert table[0].split()[:2] == ["prompts", "tokens"] and table[1].startswith("all")
-    assert _run([*words, "--json", "--max-kl", "-1", "--min-top1", "1.1"]) == 1
+    assert _run([*words, "--json", "--max-kl", "0", "--max-kl-worst", "0"]) == 1
     spoken = capsys.readouterr()
     found = json.loads(spoken.out)
     assert len(found["failed"]) == 2 and found["groups"]["all"]["prompts"] == 2
     assert found["reference"]["dtype"] == "f32" and [one["id"] for one in found["prompts"]] == ["short", "long"]
-    assert "does not keep 2 bounds" in spoken.err and "above --max-kl -1" in spoken.err
+    assert "does not keep 2 bounds" in spoken.err and "above --max-kl 0" in spoken.err
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--max-kl", "nan"),
+        ("--max-kl-worst", "-1"),
+        ("--min-top1", "85"),
+        ("--min-top5", "nan"),
+        ("--min-top5", "-0.1"),
+    ],
+)
+def test_a_bound_that_can_only_fail_is_wrong_usage(
+    option: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run(["parity", str(tmp_path), str(tmp_path / "x.ref"), option, value]) == 2
+    assert option in capsys.readouterr().err
 
 
 def test_a_damaged_model_is_seen(exported: tuple[Path, Path], tmp_path: Path) -> None:
@@ -222,11 +242,34 @@ def test_a_reference_of_another_model_is_refused(exported: tuple[Path, Path]) ->
             parity.check_same_model(manifest, with_checkpoint(**change), folder)
 
 
-def test_the_npu_is_refused_with_a_reason(exported: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("device", ["NPU", "HETERO:GPU,NPU"])
+def test_the_npu_is_refused_with_a_reason(
+    device: str, exported: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, path = exported
-    monkeypatch.setattr(parity.devices, "resolve", lambda device: "NPU")
+    monkeypatch.setattr(parity.Choices, "resolved", lambda self, device, folder: device)
     with pytest.raises(DeviceError, match="last token only"):
-        parity.compare(folder, Reference.read(path), "NPU")
+        parity.compare(folder, Reference.read(path), device)
+
+
+@pytest.mark.parametrize("device", ["GPU", "HETERO:GPU,CPU"])
+def test_a_driver_that_crashes_does_so_in_a_process_of_its_own(
+    device: str, exported: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, path = exported
+    monkeypatch.setattr(parity.Choices, "resolved", lambda self, device, folder: device)
+    script = "import os\nfrom edge.runtime import trial\ntrial._parity = lambda *asked: os.abort()\ntrial.main()\n"
+
+    def crashing(*asked: Any, **options: Any) -> trials.Outcome:
+        return trials.run(*asked, **options, command=[sys.executable, "-c", script])
+
+    with pytest.raises(DeviceError, match=f"loading the model on {device} ended in"):
+        parity.compare(folder, Reference.read(path), device, trial=crashing)
+
+
+def test_the_trial_loads_as_the_comparison_does(exported: tuple[Path, Path]) -> None:
+    outcome = trials.run(exported[0], Settings("CPU"), 120, task="parity")
+    assert outcome.ok, outcome.sentence
 
 
 def test_a_perplexity_beyond_all_measure_is_a_number(tmp_path: Path) -> None:

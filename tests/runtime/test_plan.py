@@ -169,6 +169,13 @@ def test_a_config_without_sizes(config: str, tmp_path: Path) -> None:
         Shape.read(tmp_path)
 
 
+def test_an_edge_json_without_the_files_sizes(tmp_path: Path) -> None:
+    manifest().model_copy(update={"bytes": {"openvino_model.xml": 1}}).write(tmp_path)
+    (tmp_path / "openvino_model.xml").write_bytes(b"x")
+    with pytest.raises(ModelError, match=r"edge\.json does not give the size of openvino_model\.bin"):
+        Shape.read(tmp_path)
+
+
 def test_reading_twice_as_much_is_four_times_the_attention() -> None:
     weights, attention = plans.prefill_flop(NINE, 32768)
     twice = plans.prefill_flop(NINE, 65536)

@@ -53,7 +53,7 @@ class Host(EchoEngine):
         super().__init__(context_length=100_000, seconds_per_token=settings.properties.get("pace", 0.0))
         self.name = f"{folder} as {settings}"
         self.mortal = settings.device != "GPU.1"
-        self.together = 8
+        self.together, self.tuned = 8, ""
         self._lock = threading.Semaphore(8)
         self.cache_share = 0.5
 
@@ -519,7 +519,16 @@ class TestThePocketModel:
         with Engine.load(pocket_dir, CPU) as here:
             assert sum(tokens(here), ()) == sum(tokens(pocket), ())
             assert here.encode(STORY) == pocket.encode(STORY) and here.token_bytes([5, 6]) == pocket.token_bytes([5, 6])
-            for fact in ("name", "device", "context_length", "max_prompt", "together", "opens_thought", "manifest"):
+            for fact in (
+                "name",
+                "device",
+                "context_length",
+                "max_prompt",
+                "together",
+                "opens_thought",
+                "tuned",
+                "manifest",
+            ):
                 assert getattr(here, fact) == getattr(pocket, fact)
             mine, theirs = here.probe([5, 6, 7]), pocket.probe([5, 6, 7])
         assert mine.token == theirs.token and theirs.log_probs == pytest.approx(mine.log_probs, abs=1e-3)

@@ -121,6 +121,19 @@ def test_another_exception_leaves_its_last_words() -> None:
     assert "exit code 1" in outcome.sentence and "RuntimeError: no such kernel" in outcome.sentence
 
 
+def test_a_fault_of_ours_is_not_the_devices() -> None:
+    with pytest.raises(RuntimeError, match=r"in a process of its own, AttributeError at .*: no encoding"):
+        run(around("def load(*asked): raise AttributeError('no encoding')"))
+
+
+@pytest.mark.parametrize("settings", [Settings("CPU"), Settings("NPU", rehearse=True)])
+def test_of_a_crash_on_the_cpu_no_driver_is_blamed(settings: Settings) -> None:
+    outcome = trial.run(Path("m"), settings, 60, command=child(around("def load(*asked): os.abort()")))
+    assert outcome.error is not None and "driver" not in outcome.error.hint and "verify" in outcome.error.hint
+    assert not outcome.sentence.startswith("loading the model on NPU ended")
+    assert "driver" in run(around("def load(*asked): os.abort()")).error.hint  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize(
     ("code", "words", "lasting"),
     [

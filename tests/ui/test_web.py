@@ -1,149 +1,157 @@
-"""The page in the browser, without a browser: what it serves and what it streams."""
+"""The page in the browser, without a browser: what it serves, to whom, and what the command does before."""
 
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
-import threading
-import time
+import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from edge.cli import _run
-from edge.errors import DeviceError, EdgeError, MissingExtraError, UsageError
-from edge.messages import Sampling
-from edge.runtime.echo import EchoEngine
-from edge.ui import web
+from edge.errors import MissingExtraError, UsageError
+from edge.ui.web import serving
+from edge.ui.web.desk import Desk
 
 pytest.importorskip("gradio")
+MakeDesk = Callable[..., Desk]
 
 
-@pytest.fixture(scope="module")
-def page() -> Iterator[tuple[Any, str]]:
-    built = web.build(EchoEngine(context_length=64), Sampling(), None)
-    address = web.serve(built, port=None)
-    yield built, address
+@pytest.fixture
+def page(make_desk: MakeDesk) -> Iterator[tuple[Any, str, Desk]]:
+    from edge.ui.web import page as pages
+
+    desk = make_desk()
+    built = pages.build(desk)
+    address = serving.serve(built, port=None)
+    yield built, address, desk
     built.close()
 
 
-def test_it_is_served_on_this_machine_alone(page: tuple[Any, str]) -> None:
-    built, address = page
+def test_it_is_served_on_this_machine_alone_and_has_all_with_it(page: tuple[Any, str, Desk]) -> None:
+    built, address, _ = page
     assert address.startswith("http://127.0.0.1:") and built.share_url is None
     with urllib.request.urlopen(address, timeout=20) as answer:
         html = answer.read().decode()
-    assert "fonts.googleapis.com" not in html
-    assert "echo on CPU" in html
+    assert "fonts.googleapis.com" not in html and "--edge-ground" in html and "mount_rail" in html
 
 
-@pytest.mark.parametrize("fault", [None, DeviceError("GPU failed", hint="Update the driver.")])
-def test_the_device_warms_up_while_the_visitor_types(fault: EdgeError | None) -> None:
-    warmed = threading.Event()
+def test_a_page_from_elsewhere_under_a_borrowed_name_is_refused(page: tuple[Any, str, Desk]) -> None:
+    request = urllib.request.Request(page[1], headers={"Host": "evil.example"})
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request, timeout=20)
+    assert refused.value.code == 400
 
-    class Cold(EchoEngine):
-        def warm_up(self) -> None:
-            warmed.set()
-            if fault is not None:
-                raise fault
 
-    web.build(Cold(), Sampling(), None)
-    assert warmed.wait(20)
+def test_the_program_asks_nobody_outside_either(tmp_path: Path) -> None:
+    """Gradio would report to its makers and look for newer versions of itself."""
+    script = (
+        "import socket, sys, time\nfrom pathlib import Path\nseen = []\nask = socket.getaddrinfo\n"
+        "def listen(host, *more, **options):\n    seen.append(host)\n    return ask(host, *more, **options)\n"
+        "socket.getaddrinfo = listen\n"
+        "from edge.ui.web import page, serving\nfrom edge.ui.web.desk import Desk\n"
+        "from edge.ui.web.talk import Settings\n"
+        "built = page.build(Desk(None, Path(sys.argv[1]), Settings()))\nserving.serve(built, port=None)\n"
+        "time.sleep(2)\nbuilt.close(verbose=False)\n"
+        "print([host for host in seen if host not in ('127.0.0.1', 'localhost', b'127.0.0.1')])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_an_uploaded_file_is_read_and_then_gone(page: tuple[Any, str, Desk]) -> None:
+    import gradio
+
+    from edge.ui.web import page as pages
+
+    folder = Path(gradio.utils.get_upload_folder()) / "edge-test"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "note.txt").write_text("seven apples", encoding="utf-8")
+    read = pages._Page(page[2])._read({"path": str(folder / "note.txt"), "name": "note.txt"})
+    assert read["tokens"] == 12 and not (folder / "note.txt").exists()
+
+
+def test_others_need_a_password(make_desk: MakeDesk, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edge.ui.web import page as pages
+
+    assert serving.is_loopback("127.0.0.1") and serving.is_loopback("::1") and serving.is_loopback("localhost")
+    assert not serving.is_loopback("0.0.0.0") and not serving.is_loopback("laptop.lan")
+    built = pages.build(make_desk())
+    with pytest.raises(UsageError, match="can be reached by others"):
+        serving.serve(built, port=None, host="0.0.0.0")
+    address = serving.serve(built, port=None, password="secret")
+    try:
+        body = json.dumps({"data": {}, "component_id": 4, "fn_name": "pulse", "session_hash": "x"}).encode()
+        asked = urllib.request.Request(
+            f"{address}gradio_api/component_server/", body, {"Content-Type": "application/json"}
+        )
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(asked, timeout=20)
+        assert refused.value.code == 401
+    finally:
+        built.close(verbose=False)
 
 
 def texts(shown: list[dict[str, Any]]) -> list[tuple[str, str]]:
     return [(turn["role"], "".join(part["text"] for part in turn["content"])) for turn in shown]
 
 
-def test_an_answer_streams(page: tuple[Any, str]) -> None:
+def test_an_answer_streams_into_the_page_and_onto_disk(page: tuple[Any, str, Desk]) -> None:
     from gradio_client import Client
 
-    job = Client(page[1], verbose=False).submit("hello there 你好", api_name="/chat")
-    shown, field = job.result(timeout=30)
+    job = Client(page[1], verbose=False).submit("hello there 你好", [], api_name="/chat")
+    shown, *_ = job.result(timeout=30)
     assert texts(shown) == [("user", "hello there 你好"), ("assistant", "hello there 你好")]
-    assert field["value"] == "" and field["interactive"]
     assert len(job.outputs()) > 1
+    (entry,) = page[2].store.entries()
+    assert entry.title == "hello there 你好"
 
 
-def test_a_refused_message_goes_back_and_the_conversation_goes_on(page: tuple[Any, str]) -> None:
-    from gradio_client import Client
+def test_only_what_was_uploaded_is_read(page: tuple[Any, str, Desk]) -> None:
+    from edge.ui.web import page as pages
 
-    client = Client(page[1], verbose=False)
-    client.predict("one", api_name="/chat")
-    shown, field = client.predict("word " * 100, api_name="/chat")
-    assert texts(shown) == [("user", "one"), ("assistant", "one")]
-    assert field["value"] == "word " * 100 and field["interactive"]
-    assert field["submit_btn"] is True and field["stop_btn"] is False
-    shown, field = client.predict("two", api_name="/chat")
-    assert [text for _, text in texts(shown)] == ["one", "one", "two", "two"] and field["value"] == ""
+    whole = pages._Page(page[2])
+    for path in ("/etc/passwd", "../setup.cfg", "", None):
+        assert "was not uploaded" in whole._read({"path": path, "name": "x"})["error"]
+    assert "was not uploaded" in whole._read(None)["error"]
 
 
-def stopped_after(engine: EchoEngine, seconds: float) -> tuple[Any, Any]:
-    """What the page shows when Stop is pressed so long after a message."""
-    from gradio_client import Client
-
-    built = web.build(engine, Sampling(), None)
-    address = web.serve(built, port=None)
-    try:
-        client = Client(address, verbose=False)
-        job = client.submit("a long answer " * 20, api_name="/chat")
-        while not job.outputs():
-            time.sleep(0.01)
-        time.sleep(seconds)
-        client.predict(api_name="/stop")
-        started = time.monotonic()
-        result = job.result(timeout=30)
-        assert time.monotonic() - started < 5
-        return result  # type: ignore[no-any-return]
-    finally:
-        built.close()
-
-
-def test_a_stopped_answer_bears_a_mark() -> None:
-    shown, field = stopped_after(EchoEngine(seconds_per_token=0.05), 1)
-    (_, _), (_, answer) = texts(shown)
-    assert answer.startswith("a long") and answer.endswith("\n\n*(stopped)*") and len(answer) < 200
-    assert field["value"] == ""
-
-
-def test_stopped_before_the_answer_began_the_message_goes_back() -> None:
-    shown, field = stopped_after(EchoEngine(prefill_seconds=10), 0.5)
-    assert shown == [] and field["value"].startswith("a long answer")
-
-
-@pytest.mark.parametrize(
-    ("typed", "shown"),
-    [
-        ("<b>bold</b> & more", "&lt;b>bold&lt;/b> &amp; more"),
-        ("a `<i>` tag", "a `<i>` tag"),
-        ("<p>\n```html\n<p>x</p>\n```\n<p>", "&lt;p>\n```html\n<p>x</p>\n```\n&lt;p>"),
-        ("```\n<p> not closed yet", "```\n<p> not closed yet"),
-        ("so:\n\n    <p>code</p>\n\n<p>", "so:\n\n    <p>code</p>\n\n&lt;p>"),
-        ("two ``a ` <b>`` and <b>", "two ``a ` <b>`` and &lt;b>"),
-        ("one ` alone <b>", "one ` alone &lt;b>"),
-    ],
-)
-def test_html_is_shown_as_it_was_typed(typed: str, shown: str) -> None:
-    assert web._shown_text(typed) == shown
-
-
-def test_the_page_says_why_another_device_was_taken() -> None:
-    built = web.build(EchoEngine(), Sampling(), None, "GPU → CPU: this machine has no GPU")
-    values = [component["props"].get("value") for component in built.config["components"]]
-    assert "GPU → CPU: this machine has no GPU" in values
-
-
-def test_nothing_offers_to_share_what_was_said(page: tuple[Any, str]) -> None:
+def test_nothing_offers_to_share_what_was_said(page: tuple[Any, str, Desk]) -> None:
     (buttons,) = (each["props"]["buttons"] for each in page[0].config["components"] if each["type"] == "chatbot")
     assert "share" not in buttons
 
 
-def test_a_port_that_is_taken(page: tuple[Any, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_port_that_is_taken(page: tuple[Any, str, Desk], capsys: pytest.CaptureFixture[str]) -> None:
+    from edge.ui.web import page as pages
+
     port = int(page[1].rstrip("/").rsplit(":", 1)[1])
     with pytest.raises(UsageError, match=f"port {port} is taken"):
-        web.serve(web.build(EchoEngine(), Sampling(), None), port=port)
+        serving.serve(pages.build(page[2]), port=port)
     assert _run(["ui", "no-such-model", "--port", str(port)]) != 0  # before a model is looked for
     assert f"port {port} is taken" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["no-such-model"], "there is no folder no-such-model"),
+        (["--device", "TPU"], "TPU"),
+        (["pocket", "--temperature", "9"], "temperature"),
+        (["--rehearse"], "is not rehearsed"),
+        (["--context", "500", "--evict-beyond", "900"], "no effect"),
+    ],
+)
+def test_what_cannot_be_ends_before_a_page_is_served(
+    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run(["ui", *arguments]) in (1, 2)
+    assert told in capsys.readouterr().err
 
 
 def test_without_gradio_the_install_line_is_told(
@@ -151,6 +159,6 @@ def test_without_gradio_the_install_line_is_told(
 ) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(MissingExtraError):
-        web.require()
+        serving.require()
     assert _run(["ui", "pocket"]) == 1
     assert 'pip install "glm4-edge[ui]"' in capsys.readouterr().err

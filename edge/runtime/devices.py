@@ -37,8 +37,6 @@ def available() -> list[str]:
 
 def ask(device: str, name: str) -> Any:
     """A property of a device's plugin, or None where it has none such."""
-    from edge.infer import core
-
     place = device.partition(".")[0]
     fact = {"FULL_DEVICE_NAME": "name", f"{place}_DRIVER_VERSION": "driver"}.get(name)
     if fact is not None and (place != "CPU" or sight.cache_info().currsize):
@@ -46,6 +44,8 @@ def ask(device: str, name: str) -> Any:
         seen = sight().devices
         found = seen.get(device) or next((facts for each, facts in seen.items() if each.startswith(place)), {})
         return found.get(fact)
+    from edge.infer import core
+
     try:
         return core().get_property(device, name)
     except RuntimeError:

@@ -38,6 +38,7 @@ class Told:
     """An engine that says what it was told to say. A token is a character."""
 
     name = "told"
+    tuned = ""
 
     def __init__(
         self, device: str, chunks: Sequence[Chunk], context: int = 1000, max_prompt: int | None = None

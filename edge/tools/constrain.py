@@ -29,6 +29,8 @@ class Demand:
     """What the answer must look like; None: anything."""
     parallel: bool
     """More than one call may come."""
+    formatted: bool = False
+    """What does not begin as a call is in the response format: so `edge.tools.parse.Parser` has to take it."""
 
 
 def demand(
@@ -62,7 +64,7 @@ def demand(
     form = _format(response_format, work)
     chosen = _chosen(tool_choice, named)
     if chosen is None:
-        return Demand((), _behind_thought(form, opened), parallel)
+        return Demand((), _behind_thought(form, opened), parallel, form is not None)
     if chosen:
         calls = [_call(name, named[name], work) for name in chosen]
         one = len(calls) == 1 and not isinstance(tool_choice, str)
@@ -83,7 +85,8 @@ def demand(
         grammar = form or (Amid(held) if held else None)
         if held and grammar is not form:
             return Demand(tuple(tools), grammar, parallel)  # a thought is any text as well
-    return Demand(tuple(tools), _behind_thought(grammar, opened), parallel)
+    formatted = form is not None and not chosen
+    return Demand(tuple(tools), _behind_thought(grammar, opened), parallel, formatted)
 
 
 def _chosen(choice: str | Mapping[str, Any] | None, named: Mapping[str, Any]) -> list[str] | None:

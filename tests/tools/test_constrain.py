@@ -97,6 +97,11 @@ def test_a_response_format_is_the_answer_or_else_a_call() -> None:
     assert demand(response_format=form).grammar == JsonOf(json.dumps(DAYS))
     assert demand([WEATHER], response_format=form).grammar == OneOf((called("weather", CITY), JsonOf(json.dumps(DAYS))))
     assert demand([WEATHER], "required", parallel=False, response_format=form).grammar == called("weather", CITY)
+    told = [demand(tools, choice, response_format=form).formatted for tools, choice in (
+        ([], None), ([WEATHER], "none"), ([WEATHER], "auto"), ([WEATHER], "required"), ([FORECAST], BY_NAME),
+    )]  # fmt: skip
+    assert told == [True, True, True, False, False]
+    assert not demand([WEATHER], response_format={"type": "text"}).formatted
 
 
 @pytest.mark.parametrize(

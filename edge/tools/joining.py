@@ -13,9 +13,10 @@ from typing import Any
 
 from edge.tools.scalars import BOUNDS, refusal, shown
 
-DEEPEST, MOST_RULES, MOST_REPEATS, MOST_STEPS = 32, 4_000, 10_000, 200_000
-"""How deep a schema nests; then of all schemas of a request: rules of their grammars, repetitions written in them (of
-these xgrammar was seen to take 80 µs each), and steps that reading them takes, which is less than a second."""
+DEEPEST, MOST_RULES, MOST_REPEATS, MOST_SIGNS, MOST_STEPS = 32, 4_000, 10_000, 400_000, 200_000
+"""How deep a schema nests; then of all schemas of a request: rules of their grammars, repetitions in them, their signs,
+and the steps that reading takes. That is less than a second; xgrammar was seen to take one to three for what reaches
+one of the limits."""
 
 TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 OF_TYPE = {
@@ -42,7 +43,7 @@ class Work:
     """What one request may still cost: all its schemas together."""
 
     def __init__(self) -> None:
-        self.rules = self.repeats = self.steps = 0
+        self.rules = self.repeats = self.signs = self.steps = 0
 
     def rule(self) -> None:
         """One more rule of a grammar.
@@ -63,6 +64,16 @@ class Work:
         self.repeats += least if most is None else most
         if self.repeats > MOST_REPEATS:
             raise refusal(f"the lengths in the schema add up to more than {MOST_REPEATS:,}", "Take smaller ones.")
+
+    def grammar(self, signs: int) -> None:
+        """One more grammar, of so many signs.
+
+        Raises:
+            UsageError: that is too many.
+        """
+        self.signs += signs
+        if self.signs > MOST_SIGNS:
+            raise refusal(f"the grammar comes to more than {MOST_SIGNS:,} signs", "Take fewer and shorter values.")
 
     def step(self, count: int = 1) -> None:
         """More steps of reading.

@@ -64,7 +64,9 @@ def ebnf(schema: str, work: Work | None = None) -> str:
         if size > MOST_BYTES:
             raise refusal(f"the schema has {size:,} bytes", f"Keep it below {MOST_BYTES:,}.")
         document = json.loads(schema, parse_float=_decimal, parse_constant=_decimal)
-        grammar = _Writer(document, work or Work()).text()
+        work = work or Work()
+        grammar = _Writer(document, work).text()
+        work.grammar(len(grammar))
         grammar.encode()  # an escape may be half a surrogate pair
     except RecursionError as error:
         raise refusal(f"the schema nests deeper than {DEEPEST}", "Flatten it.") from error

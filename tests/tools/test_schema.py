@@ -41,7 +41,7 @@ KEPT: dict[str, tuple[Any, list[str], list[str]]] = {
     "date-time": ({"format": "date-time"}, ['"2026-11-24T23:59:00.5+08:00"'], ['"2026-11-24 23:59"', '"x"']),
     "uuid": ({"format": "uuid"}, ['"01234567-89ab-cdef-0123-456789abcdef"'], ['"01234567"']),
     "ipv4": ({"format": "ipv4"}, ['"192.168.0.255"'], ['"192.168.0.256"', '"1.2.3"']),
-    "email": ({"format": "email"}, ['"a.b@c.de"'], ['"a.b"', '"@c.de"']),
+    "email": ({"format": "email"}, ['"a.b@c.de"', '"a@b-c.d"'], ['"a.b"', '"@c.de"', '"a..b@c.de"', '"a@c"', '"a@c."']),
     "another format": ({"type": "string", "format": "uri"}, ['"x"'], ["1"]),
     "integer": ({"type": "integer"}, ["0", "-12", "1" * 15], ["01", "1.0", "1" * 16, "+1"]),
     "number": ({"type": "number"}, ["0", "-1.50", "2e-9"], ["1.", ".5", "1e999", "0x1"]),
@@ -308,6 +308,24 @@ def test_the_work_of_a_request_is_counted_together() -> None:
         for _ in range(MOST_RULES):
             ebnf(schema, work)
     ebnf(schema)
+    for part, said in (
+        ({"const": "x" * 90_000}, "more than 400,000 signs"),
+        ({"maxItems": 128}, "add up to more than 10,000"),
+        ({"maxLength": 128}, "add up to more than 10,000"),
+        ({"oneOf": [{"const": i} for i in range(200)]}, "more than 200,000 steps"),
+    ):
+        work = Work()
+        with pytest.raises(UsageError, match=said):
+            for _ in range(100):
+                ebnf(json.dumps(part), work)
+        ebnf(json.dumps(part))
+
+
+def test_one_form_is_one_rule() -> None:
+    """Each costs xgrammar what the first does."""
+    for form in ({"format": "email"}, {"maxLength": 128}, {"type": "integer", "minimum": 3}):
+        texts = [ebnf(json.dumps({"prefixItems": [form] * count, "items": False})) for count in (1, 40)]
+        assert texts[0].count("::=") == texts[1].count("::=")
 
 
 @pytest.mark.parametrize("bound", ["1e999999999", "-1e-999999999", "1e99999999999999999999"])

@@ -116,10 +116,9 @@ def _call(name: str, tool: Mapping[str, Any], work: Work) -> Grammar:
 def _arguments(tool: Mapping[str, Any], work: Work) -> Grammar:
     function = tool["function"]
     parameters = function.get("parameters") or {"properties": {}, "additionalProperties": False}
-    if parameters.get("type", "object") != "object":
-        raise UsageError(
-            f"the parameters of {function['name']} have the type {parameters['type']!r}", hint="Make them an object."
-        )
+    kind = parameters.get("type", "object") if isinstance(parameters, Mapping) else type(parameters).__name__
+    if kind != "object":
+        raise UsageError(f"the parameters of {function['name']} have the type {kind!r}", hint="Make them an object.")
     return _fitting({**parameters, "type": "object"}, function["name"], work)
 
 

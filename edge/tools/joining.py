@@ -130,6 +130,8 @@ class Joiner:
         target = self.target(ref, at)
         if ref in self._open:
             raise refusal(f"the $ref {ref!r} leads to itself", "Let it lead to a type.")
+        if len(self._open) > DEEPEST:
+            raise refusal(f"more than {DEEPEST} $refs lead to each other at {at}", "Flatten it.")
         if ref not in self._by_ref:
             self._open.add(ref)
             self._by_ref[ref] = self.flat(target, ref, depth)

@@ -204,7 +204,7 @@ class Parser:
             found = self._at(FENCE)
             if found is None:
                 return False
-            self._fenced = False
+            self._fenced, self._rest = False, self._rest.lstrip()
         if self._rest:
             self._step, self._spaces = self._text, ""
             self._line_start = self._fresh = True

@@ -115,6 +115,7 @@ def test_a_response_format_is_the_answer_or_else_a_call() -> None:
         ([WEATHER], {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, "has no schema"),
         ([function(f"f{i}") for i in range(MOST_TOOLS + 1)], {}, "there are 129 tools"),
         ([function("f", {"type": "array"})], {"tool_choice": "required"}, "parameters of f have the type 'array'"),
+        ([function("f", ["a"])], {"tool_choice": "required"}, "parameters of f have the type 'list'"),
         ([function("f", {"not": {}})], {"tool_choice": "required"}, "in the schema of f, the keyword 'not'"),
         ([function("f", {"not": {}}, strict=True)], {}, "in the schema of f, the keyword 'not'"),
     ],

@@ -85,6 +85,7 @@ CASES: dict[str, tuple[str, str, list[tuple[str, str]]]] = {
     "two turns of text": ("One.<|assistant|>\nTwo.", "One.\nTwo.", []),
     "a fence": ('get\n```json\n{"a": 1}\n```', "", [("get", '{"a": 1}')]),
     "a fence, then text": ('get\n```\n{"a": 1}\n```\nDone.', "Done.", [("get", '{"a": 1}')]),
+    "a fence, then blanks": ("get\n```\n{}\n``` \tDone.", "Done.", [("get", "{}")]),
     "a fence, then a call": ("get\n```json\n{}\n```\nget\n{}", "", [("get", "{}"), ("get", "{}")]),
     "another fence": ('get\n```json {x}\n{"a": 1}', 'get\n```json {x}\n{"a": 1}', []),
     "spread JSON": ('get\n{\n  "a": 1\n}', "", [("get", '{\n  "a": 1\n}')]),

@@ -284,6 +284,8 @@ def test_what_is_asked_for_twice_at_every_level_is_read_once() -> None:
 @pytest.mark.parametrize(
     "schema",
     [
+        levels(500, {}, lambda n: {**n, "title": "x", "minItems": 0}),
+        {"allOf": [levels(500, {}, lambda n: n), {"minItems": 0}], **levels(500, {}, lambda n: n)},
         levels(31, {}, lambda n: {"prefixItems": [{**n, "minItems": 0}, {**n, "minItems": 0}]}),
         levels(31, {}, lambda n: {"properties": {"a": {**n, "items": {}}, "b": {**n, "items": {}}}}),
         levels(31, {"type": "null"}, lambda n: {"anyOf": [{"allOf": [n, {}]}, {"allOf": [n, {}]}]}),
@@ -292,7 +294,7 @@ def test_what_is_asked_for_twice_at_every_level_is_read_once() -> None:
         {"anyOf": [{"type": "null"}] * 3_000, "enum": list(range(5_000))},
         {"anyOf": [{}] * 10_000, "required": [str(i) for i in range(5_000)]},
     ],
-    ids=range(7),
+    ids=range(9),
 )
 def test_a_schema_that_costs_too_much_is_refused_soon(schema: Any) -> None:
     begin = time.monotonic()

@@ -62,7 +62,7 @@ class Parsed:
     reasoning: str = ""
     calls: list[Call] = field(default_factory=list)
     truncated: bool = False
-    """The text ended inside the arguments of the last call."""
+    """The arguments of a call were cut off."""
 
     def finish_reason(self, engine: FinishReason) -> Literal["stop", "length", "tool_calls"]:
         """OpenAI's word for why the answer ended: a call that was cut off is a matter of length, not a call to run."""

@@ -10,6 +10,7 @@ from typing import Any
 from edge.errors import UsageError
 from edge.grammar import Amid, Grammar, InTurn, JsonOf, Literally, Matching, OneOf, Several
 from edge.tools import names, schema
+from edge.tools.joining import Work
 from edge.tools.parse import TURN
 
 MOST_TOOLS = 128
@@ -28,6 +29,8 @@ class Demand:
     """What the answer must look like; None: anything."""
     parallel: bool
     """More than one call may come."""
+    formatted: bool = False
+    """What does not begin as a call is in the response format: so `edge.tools.parse.Parser` has to take it."""
 
 
 def demand(
@@ -57,18 +60,19 @@ def demand(
     named = names.checked(tools)
     if len(named) > MOST_TOOLS:
         raise UsageError(f"there are {len(named):,} tools", hint=f"Send {MOST_TOOLS} at most.")
-    form = _format(response_format)
+    work = Work()  # of all schemas together
+    form = _format(response_format, work)
     chosen = _chosen(tool_choice, named)
     if chosen is None:
-        return Demand((), _behind_thought(form, opened), parallel)
+        return Demand((), _behind_thought(form, opened), parallel, form is not None)
     if chosen:
-        calls = [_call(name, named[name]) for name in chosen]
+        calls = [_call(name, named[name], work) for name in chosen]
         one = len(calls) == 1 and not isinstance(tool_choice, str)
         # a call of a built-in tool takes what is left of the answer
         several = parallel and not one and not any(names.is_raw(named[name]) for name in chosen)
         grammar: Grammar | None = Several(tuple(calls), TURN) if several else _any_of(calls)
     elif form is not None and named:
-        grammar = _any_of([*(_call(name, tool) for name, tool in named.items()), form])
+        grammar = _any_of([*(_call(name, tool, work) for name, tool in named.items()), form])
     else:
         strict = [name for name, tool in named.items() if (tool.get("function") or {}).get("strict")]
         for name in strict:  # its beginning is looked for anywhere
@@ -77,11 +81,12 @@ def demand(
                     f"strict cannot be kept for {name!r}, the end of {longer!r}",
                     hint="Rename one, or leave out strict.",
                 )
-        held = tuple((f"{name}\n", _arguments(named[name])) for name in strict)
+        held = tuple((f"{name}\n", _arguments(named[name], work)) for name in strict)
         grammar = form or (Amid(held) if held else None)
         if held and grammar is not form:
             return Demand(tuple(tools), grammar, parallel)  # a thought is any text as well
-    return Demand(tuple(tools), _behind_thought(grammar, opened), parallel)
+    formatted = form is not None and not chosen
+    return Demand(tuple(tools), _behind_thought(grammar, opened), parallel, formatted)
 
 
 def _chosen(choice: str | Mapping[str, Any] | None, named: Mapping[str, Any]) -> list[str] | None:
@@ -104,21 +109,20 @@ def _chosen(choice: str | Mapping[str, Any] | None, named: Mapping[str, Any]) ->
     return [name]
 
 
-def _call(name: str, tool: Mapping[str, Any]) -> Grammar:
-    return InTurn((Literally(f"{name}\n"), _RAW if names.is_raw(tool) else _arguments(tool)))
+def _call(name: str, tool: Mapping[str, Any], work: Work) -> Grammar:
+    return InTurn((Literally(f"{name}\n"), _RAW if names.is_raw(tool) else _arguments(tool, work)))
 
 
-def _arguments(tool: Mapping[str, Any]) -> Grammar:
+def _arguments(tool: Mapping[str, Any], work: Work) -> Grammar:
     function = tool["function"]
     parameters = function.get("parameters") or {"properties": {}, "additionalProperties": False}
-    if parameters.get("type", "object") != "object":
-        raise UsageError(
-            f"the parameters of {function['name']} have the type {parameters['type']!r}", hint="Make them an object."
-        )
-    return _fitting({**parameters, "type": "object"}, function["name"])
+    kind = parameters.get("type", "object") if isinstance(parameters, Mapping) else type(parameters).__name__
+    if kind != "object":
+        raise UsageError(f"the parameters of {function['name']} have the type {kind!r}", hint="Make them an object.")
+    return _fitting({**parameters, "type": "object"}, function["name"], work)
 
 
-def _format(form: Mapping[str, Any] | None) -> Grammar | None:
+def _format(form: Mapping[str, Any] | None, work: Work) -> Grammar | None:
     kind = (form or {}).get("type", "text")
     if kind == "text":
         return None
@@ -129,14 +133,17 @@ def _format(form: Mapping[str, Any] | None) -> Grammar | None:
     given = form.get("json_schema") or {}
     if "schema" not in given:
         raise UsageError("the response_format json_schema has no schema", hint="Put it in json_schema.schema.")
-    return _fitting(given["schema"], str(given.get("name") or "response_format"))
+    return _fitting(given["schema"], str(given.get("name") or "response_format"), work)
 
 
-def _fitting(wanted: Any, of: str) -> JsonOf:
+def _fitting(wanted: Any, of: str, work: Work) -> JsonOf:
     """Documents of a schema, once it is known that it can be enforced."""
-    written = json.dumps(wanted, ensure_ascii=False)
     try:
-        schema.ebnf(written)
+        try:
+            written = json.dumps(wanted, ensure_ascii=False)
+        except (ValueError, RecursionError) as error:
+            raise UsageError("values nest too deep", hint="Flatten it.") from error
+        schema.ebnf(written, work)
     except UsageError as error:
         raise UsageError(f"in the schema of {of}, {error.message}", hint=error.hint) from error
     return JsonOf(written)

@@ -64,7 +64,7 @@ def unwrapped(name: str, arguments: str) -> str:
     """What `wrapped` has wrapped; arguments of any other form stay as they are."""
     try:
         value = json.loads(arguments)
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter: of brackets without an end
         return arguments
     alone = isinstance(value, dict) and set(value) == {RAW[name]} and isinstance(value[RAW[name]], str)
     return str(value[RAW[name]]) if alone else arguments

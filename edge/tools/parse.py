@@ -3,13 +3,17 @@
 A model calls by a line that is the name of a tool alone, and the arguments behind it; the next call is a turn of its
 own, behind `<|assistant|>`. What counts as a call here:
 
-- Only a declared name, at the start of a line. The object of the arguments follows, on the next line as GLM-4 writes
-  it, or after blanks, blank lines or the opening of a markdown fence. What begins with `{"` or `{}` is taken for that
-  object; anything else makes a sentence of the name. Text may stand before a call, and between calls.
+- Only a declared name, at the start of a line, and not in a markdown fence that the text has opened. The object of the
+  arguments follows, on the next line as GLM-4 writes it, or after blanks, blank lines or the opening of a fence. What
+  begins with `{"` or `{}` is taken for that object; anything else makes a sentence of the name. Where the object stands
+  on the name's own line, nothing but the line's end may follow it. Text may stand before a call, and between calls.
+- Of a function with `strict`: only in the form that the grammar holds it in, the object right at the start of the line
+  below the name.
 - Of a built-in tool, whose arguments are any text: only at the start of a turn, the name alone on its line. Its
   arguments last to the end of the turn.
 - Arguments that end too early, or are no JSON, are given as they came, and the call says that it is not valid; whether
-  the text ended inside one says `Parsed.truncated`.
+  one was cut off, by the end of the text or of a turn, says `Parsed.truncated`.
+- `<|assistant|>` ends a turn only where there are tools; not inside a JSON string, nor in a response format's answer.
 - Raw line breaks inside a JSON string, which JSON forbids and models write, become `\\n`.
 
 Text is given out as soon as it cannot belong to a call. It goes without the blank lines around it.
@@ -17,7 +21,6 @@ Text is given out as soon as it cannot belong to a call. It goes without the bla
 
 from __future__ import annotations
 
-import json
 import re
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -25,14 +28,14 @@ from typing import Any
 
 from edge.tools import names
 from edge.tools.answer import ArgumentsDelta, Call, CallStart, Event, Parsed, ReasoningDelta, TextDelta
+from edge.tools.signs import FENCE, Braces, Fences, begins, is_object, object_begin, raw_begin
 
 TURN = "<|assistant|>"
 """Stands between two calls; in the text only under `Sampling.keep_special`."""
-_OPEN, _CLOSE, _FENCE = "<think>", "</think>", "```"
+_OPEN, _CLOSE = "<think>", "</think>"
 _PIECE = 1024
 _WORD = re.compile(r"[A-Za-z0-9_.-]*")
 _VISIBLE = re.compile(r"<?[^\s<]*")
-_FENCE_KIND = re.compile(r"[A-Za-z]{0,10}[ \t]*")
 
 
 def _new_id() -> str:
@@ -45,10 +48,11 @@ def parse(
     *,
     opened: bool = False,
     parallel: bool = True,
+    formatted: bool = False,
     new_id: Callable[[], str] = _new_id,
 ) -> Parsed:
     """Take a whole answer apart; the arguments are `Parser`'s."""
-    parser = Parser(tools, opened=opened, parallel=parallel, new_id=new_id)
+    parser = Parser(tools, opened=opened, parallel=parallel, formatted=formatted, new_id=new_id)
     for at in range(0, len(text), _PIECE):  # its work grows with the square of a piece
         parser.push(text[at : at + _PIECE])
     parser.finish()
@@ -62,6 +66,7 @@ class Parser:
         tools: those that may be called; with none, a name is a word like others.
         opened: the prompt has written `<think>`, the answer begins with a thought.
         parallel: several calls may come. If not, `done` is true after the first, and what follows is let go.
+        formatted: a response format holds: what does not begin as a call is that, to its end.
         new_id: makes the ids of calls.
 
     Raises:
@@ -74,6 +79,7 @@ class Parser:
         *,
         opened: bool = False,
         parallel: bool = True,
+        formatted: bool = False,
         new_id: Callable[[], str] = _new_id,
     ) -> None:
         self.parsed = Parsed()
@@ -81,7 +87,9 @@ class Parser:
         self.done = False
         """Nothing more can count; the answer may as well be ended."""
         self._raw = {name: names.is_raw(tool) for name, tool in names.checked(tools).items()}
+        self._strict = {names.name_of(tool) for tool in tools if (tool.get("function") or {}).get("strict")}
         self._parallel = parallel
+        self._formatted = formatted
         self._new_id = new_id
         self._step = self._think if opened else self._text
         self._rest = ""  # not decided yet
@@ -89,7 +97,9 @@ class Parser:
         self._line_start = self._turn_start = self._fresh = True
         self._fenced = False
         self._final = False
-        self._depth, self._in_string, self._escape = 0, False, False
+        self._fences = Fences()
+        self._braces, self._seen = Braces(), 0  # of the arguments; how far they have gone in `_rest`
+        self._name = ""  # of the call that may stand at the front
         self._events: list[Event] = []
 
     def push(self, piece: str) -> list[Event]:
@@ -123,7 +133,8 @@ class Parser:
         self._take_spaces()
         if not self._rest:
             return False
-        found = self._at(TURN)
+        calling = bool(self._raw) and (self._fresh or not self._formatted)
+        found = self._at(TURN) if calling else False
         if found is None:
             return False
         if found:
@@ -136,7 +147,7 @@ class Parser:
             if opened:
                 self._spaces, self._step = "", self._think
                 return True
-        if self._line_start:
+        if self._line_start and calling and not self._fences:
             call = self._call()
             if call is None:
                 return False
@@ -152,6 +163,7 @@ class Parser:
             said = self._spaces + said
         self._spaces = ""
         self._line_start = self._turn_start = self._fresh = False
+        self._fences.add(said.rpartition("\n")[2])
         self._say(said)
         return True
 
@@ -168,30 +180,20 @@ class Parser:
         return found
 
     def _json(self) -> bool:
-        text, out, at = self._rest, [], 0
-        while at < len(text) and self._depth:
+        text, out, at, braces = self._rest, [], 0, self._braces
+        while at < len(text) and braces.depth:
             sign = text[at]
-            if sign == "<" and (text.startswith(TURN, at) or (not self._final and TURN.startswith(text[at:]))):
+            if sign == TURN[0] and not braces.in_string and begins(text, at, TURN, final=self._final) is not False:
                 break
             at += 1
-            if self._in_string and sign < " ":
-                sign = names.escaped(sign)
-            elif self._escape:
-                self._escape = False
-            elif self._in_string:
-                self._in_string = sign != '"'
-                self._escape = sign == "\\"
-            elif sign == '"':
-                self._in_string = True
-            elif sign in "{[":
-                self._depth += 1
-            elif sign in "}]":
-                self._depth -= 1
-            out.append(sign)
+            out.append(names.escaped(sign) if braces.in_string and sign < " " else sign)
+            braces.take(sign)
         self._argue("".join(out))
         self._rest = text[at:]
-        if self._depth and not self._rest.startswith(TURN):
-            return False
+        if braces.depth:
+            if not self._rest.startswith(TURN):
+                return False
+            self.parsed.truncated = True
         self._end_call(self._behind)
         return True
 
@@ -199,14 +201,14 @@ class Parser:
         """After the arguments: what closes their fence belongs to them."""
         self._rest = self._rest.lstrip()
         if self._fenced and self._rest:
-            found = self._at(_FENCE)
+            found = self._at(FENCE)
             if found is None:
                 return False
-            self._fenced = False
+            self._fenced, self._rest = False, self._rest.lstrip()
         if self._rest:
             self._step, self._spaces = self._text, ""
             self._line_start = self._fresh = True
-            self._turn_start = False
+            self._turn_start, self._fences = False, Fences()
         return bool(self._rest)
 
     def _raw_text(self) -> bool:
@@ -230,23 +232,50 @@ class Parser:
             return None if not self._final and any(known.startswith(name) for known in self._raw) else False
         if name not in self._raw:
             return False
-        begin = _raw_begin(behind) if self._raw[name] else _object_begin(behind)
+        begin = raw_begin(behind) if self._raw[name] else object_begin(behind)
         if begin is None:
             return False if self._final else None
         if not begin or (self._raw[name] and not self._turn_start):
             return False
-        self._fenced = not self._raw[name] and _FENCE in behind[:begin]
-        self._rest, self._spaces = behind[begin:], ""
-        self._depth, self._in_string, self._escape = 0, False, False
+        if name in self._strict and behind[:begin] != "\n":
+            return False
+        self._name = name
+        if self._raw[name] or "\n" in behind[:begin]:
+            self._begin_call(len(name) + begin)
+        else:
+            self._braces, self._seen = Braces(), len(name) + begin + 1
+            self._step = self._inline
+        return True
+
+    def _inline(self) -> bool:
+        """A name and an object behind it on one line: a call, or else the beginning of a sentence."""
+        begin = len(self._name) + self._rest[len(self._name) :].index("{")
+        self._seen = self._braces.through(self._rest, self._seen, TURN, final=self._final)
+        behind = self._rest[self._seen :]
+        line_end = self._braces.depth == 0 and "\n" in behind[: len(behind) - len(behind.lstrip())]
+        behind = behind.lstrip() if self._braces.depth == 0 else behind
+        turn = begins(behind, 0, TURN, final=self._final)
+        if line_end or turn or (not behind and self._final):
+            self._begin_call(begin)
+        elif turn is None:
+            return False
+        else:
+            self._step, self._line_start = self._text, False
+        return True
+
+    def _begin_call(self, begin: int) -> None:
+        """The arguments begin at `begin`, behind the name at the front."""
+        name = self._name
+        self._fenced = not self._raw[name] and FENCE in self._rest[len(name) : begin]
+        self._rest, self._spaces = self._rest[begin:], ""
         self._add(CallStart(len(self.parsed.calls), self._new_id(), name))
         if self._raw[name]:
             self._step = self._raw_text
             self._argue(names.opening(name))
         else:
-            self._step = self._json
-            self._depth, self._rest = 1, self._rest[1:]
+            self._step, self._braces = self._json, Braces()
+            self._rest = self._rest[1:]
             self._argue("{")
-        return True
 
     def _close_raw(self) -> None:
         self._argue(names.CLOSING)
@@ -255,18 +284,20 @@ class Parser:
 
     def _end_call(self, then: Callable[[], bool]) -> None:
         call = self.parsed.calls[-1]
-        call.valid = _is_object(call.arguments)
+        call.valid = is_object(call.arguments)
         self._step = then
         self.done = not self._parallel
 
     def _begin_turn(self) -> None:
-        self._step, self._spaces = self._text, ""
+        self._step, self._spaces, self._fences = self._text, "", Fences()
         self._line_start = self._turn_start = self._fresh = True
 
     def _take_spaces(self) -> None:
         bare = self._rest.lstrip()
         spaces = self._rest[: len(self._rest) - len(bare)]
-        self._line_start |= "\n" in spaces
+        if "\n" in spaces:
+            self._line_start = True
+            self._fences.end_line()
         self._spaces, self._rest = self._spaces + spaces, bare
 
     def _at(self, mark: str) -> bool | None:
@@ -310,39 +341,3 @@ class Parser:
                     self._events[-1] = ArgumentsDelta(index, last.text + text)
                     return
         self._events.append(event)
-
-
-def _object_begin(behind: str) -> int | None:
-    """Where the object begins in what follows a name; 0: none does; None: not to be seen yet."""
-    bare = behind.lstrip()
-    if not bare or _FENCE.startswith(bare):
-        return None
-    if bare.startswith(_FENCE):
-        kind, line_end, inside = bare[len(_FENCE) :].partition("\n")
-        if not _FENCE_KIND.fullmatch(kind):
-            return 0
-        bare = inside.lstrip()
-        if not line_end or not bare:
-            return None
-    if bare[0] != "{":
-        return 0
-    first = bare[1:].lstrip()[:1]
-    return None if not first else len(behind) - len(bare) if first in '"}' else 0
-
-
-def _raw_begin(behind: str) -> int | None:
-    """The same for the text behind the name of a built-in tool: on a line of its own, indented as it is."""
-    rest, line_end, text = behind.partition("\n")
-    if rest.strip():
-        return 0
-    if not line_end or not text.strip():
-        return None
-    blank = text[: len(text) - len(text.lstrip())]
-    return len(behind) - len(text) + blank.rfind("\n") + 1
-
-
-def _is_object(text: str) -> bool:
-    try:
-        return isinstance(json.loads(text), dict)
-    except (ValueError, RecursionError):
-        return False

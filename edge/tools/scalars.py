@@ -30,7 +30,8 @@ _FORMATS = {
     "date-time": f'{_DATE} "T" {_TIME}',
     "uuid": '[0-9a-f]{8} ("-" [0-9a-f]{4}){3} "-" [0-9a-f]{12}',
     "ipv4": f'{_BYTE} ("." {_BYTE}){{3}}',
-    "email": '[A-Za-z0-9_+-]{1,32} ("." [A-Za-z0-9_+-]{1,32}){0,3} "@" [A-Za-z0-9]{1,32} ([.-] [A-Za-z0-9]{1,32}){1,4}',
+    # without bounds on its parts: with them, xgrammar was seen to take six times as long
+    "email": '[A-Za-z0-9_+-]+ ("." [A-Za-z0-9_+-]+)* "@" [A-Za-z0-9]+ ([.-] [A-Za-z0-9]+)+',
 }
 
 

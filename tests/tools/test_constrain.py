@@ -97,6 +97,11 @@ def test_a_response_format_is_the_answer_or_else_a_call() -> None:
     assert demand(response_format=form).grammar == JsonOf(json.dumps(DAYS))
     assert demand([WEATHER], response_format=form).grammar == OneOf((called("weather", CITY), JsonOf(json.dumps(DAYS))))
     assert demand([WEATHER], "required", parallel=False, response_format=form).grammar == called("weather", CITY)
+    told = [demand(tools, choice, response_format=form).formatted for tools, choice in (
+        ([], None), ([WEATHER], "none"), ([WEATHER], "auto"), ([WEATHER], "required"), ([FORECAST], BY_NAME),
+    )]  # fmt: skip
+    assert told == [True, True, True, False, False]
+    assert not demand([WEATHER], response_format={"type": "text"}).formatted
 
 
 @pytest.mark.parametrize(
@@ -110,6 +115,7 @@ def test_a_response_format_is_the_answer_or_else_a_call() -> None:
         ([WEATHER], {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, "has no schema"),
         ([function(f"f{i}") for i in range(MOST_TOOLS + 1)], {}, "there are 129 tools"),
         ([function("f", {"type": "array"})], {"tool_choice": "required"}, "parameters of f have the type 'array'"),
+        ([function("f", ["a"])], {"tool_choice": "required"}, "parameters of f have the type 'list'"),
         ([function("f", {"not": {}})], {"tool_choice": "required"}, "in the schema of f, the keyword 'not'"),
         ([function("f", {"not": {}}, strict=True)], {}, "in the schema of f, the keyword 'not'"),
     ],
@@ -117,6 +123,32 @@ def test_a_response_format_is_the_answer_or_else_a_call() -> None:
 def test_what_cannot_be_demanded_is_refused_by_name(tools: Any, how: Any, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         demand(tools, **how)
+
+
+def test_schemas_that_cost_too_much_together_are_refused_by_name() -> None:
+    wide = {"properties": {f"p{i}": {"type": "integer", "minimum": 1} for i in range(60)}}
+    many = [function(f"f{i}", wide) for i in range(20)]
+    assert demand(many[:1], "required").grammar is not None
+    with pytest.raises(UsageError, match=r"in the schema of f\d+, .* more than 4,000 rules"):
+        demand(many, "required")
+    assert demand(many).grammar is None
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "\ud800"])
+def test_values_that_are_no_json_are_refused(value: Any) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"const": value}}}
+    with pytest.raises(UsageError, match="in the schema of x"):
+        demand(response_format=form)
+
+
+def test_values_without_an_end_are_refused() -> None:
+    value: list[Any] = []
+    for _ in range(100_000):
+        value = [value]
+    with pytest.raises(UsageError, match=r"in the schema of x, .* nest"):
+        demand(response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": {"const": value}}})
+    while value:  # taken apart by itself, it would go as deep
+        value = value[0]
 
 
 def test_schemas_that_nobody_enforces_may_say_anything() -> None:

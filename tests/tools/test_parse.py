@@ -21,6 +21,7 @@ def function(name: str) -> dict[str, Any]:
 
 TOOLS = [
     *map(function, ("get_weather", "get", "math.gcd")),
+    {"type": "function", "function": {"name": "held", "strict": True}},
     *({"type": t} for t in ("python", "simple_browser", "cogview")),
 ]
 ARGUMENTS = '{"city": "SF", "deep": [{"a": "}\\"{\\\\"}], "text": "上海 😀"}'
@@ -84,6 +85,7 @@ CASES: dict[str, tuple[str, str, list[tuple[str, str]]]] = {
     "two turns of text": ("One.<|assistant|>\nTwo.", "One.\nTwo.", []),
     "a fence": ('get\n```json\n{"a": 1}\n```', "", [("get", '{"a": 1}')]),
     "a fence, then text": ('get\n```\n{"a": 1}\n```\nDone.', "Done.", [("get", '{"a": 1}')]),
+    "a fence, then blanks": ("get\n```\n{}\n``` \tDone.", "Done.", [("get", "{}")]),
     "a fence, then a call": ("get\n```json\n{}\n```\nget\n{}", "", [("get", "{}"), ("get", "{}")]),
     "another fence": ('get\n```json {x}\n{"a": 1}', 'get\n```json {x}\n{"a": 1}', []),
     "spread JSON": ('get\n{\n  "a": 1\n}', "", [("get", '{\n  "a": 1\n}')]),
@@ -99,6 +101,26 @@ CASES: dict[str, tuple[str, str, list[tuple[str, str]]]] = {
     "a set": ("get\n{city}", "get\n{city}", []),
     "a name alone": ("get_weather", "get_weather", []),
     "a name and nothing": ("get_weather\n{", "get_weather\n{", []),
+    "a call shown in a fence": (
+        "To call it write:\n```\nget\n{}\n```\nThat is all.", "To call it write:\n```\nget\n{}\n```\nThat is all.", [],
+    ),
+    "a fence shown, then a call": ("So:\n~~~ py\nget\n{}\n~~~\nget\n{}", "So:\n~~~ py\nget\n{}\n~~~", [("get", "{}")]),
+    "a fence in a fence": ("````\n```\nget\n{}\n```\n````\nget\n{}", "````\n```\nget\n{}\n```\n````", [("get", "{}")]),
+    "signs of a fence in a line": ("```x``` is code\nget\n{}", "```x``` is code", [("get", "{}")]),
+    "a fence ends with its turn": ("```\nx<|assistant|>get\n{}", "```\nx", [("get", "{}")]),
+    "a sentence with an object": ('get {"a": "x"} is how.', 'get {"a": "x"} is how.', []),
+    "on one line, then text": ('get {"a": "}"} \t\nThere.', "There.", [("get", '{"a": "}"}')]),
+    "on one line, then a turn": ('get {"a": 1}<|assistant|>get {}', "", [("get", '{"a": 1}'), ("get", "{}")]),
+    "a turn's sign in a string": (
+        'get\n{"a": "<|assistant|>"}<|assistant|>get {"b": "\\"<|assistant|>"}', "",
+        [("get", '{"a": "<|assistant|>"}'), ("get", '{"b": "\\"<|assistant|>"}')],
+    ),
+    "a strict function": ('held\n{"a": 1}', "", [("held", '{"a": 1}')]),
+    "a strict function on one line": ('held {"a": 1}', 'held {"a": 1}', []),
+    "a strict function behind blanks": ('held \n{"a": 1}', 'held \n{"a": 1}', []),
+    "a strict function behind a blank line": ('held\n\n{"a": 1}', 'held\n\n{"a": 1}', []),
+    "a strict function indented": ('held\n {"a": 1}', 'held\n {"a": 1}', []),
+    "a strict function in a fence": ('held\n```json\n{"a": 1}\n```', 'held\n```json\n{"a": 1}\n```', []),
     "half a sign": ("1 <|assist", "1 <|assist", []),
     "signs": ("a < b << c <| d", "a < b << c <| d", []),
     "python": ("python\n\n  x = '{'\n\nprint(x)\n", "", [("python", '{"code": "  x = \'{\'\\n\\nprint(x)"}')]),
@@ -133,22 +155,25 @@ def test_sign_by_sign_it_says_the_same(name: str) -> None:
 
 PARTS = st.sampled_from(
     ["get", "get_weather", "get_", "python", "cogview", "\n", "\n\n", " ", "\u3000", "{", "}", '{"a": ', '"', "\\",
-     "[1]", "<|assistant|>", "<|assi", "<", "<think>", "</think>", "```", "```json\n", "Hello", "上", "😀", "{}",
+     "[1]", "<|assistant|>", "<|assi", "<", "<think>", "</think>", "```", "```json\n", "~~~",
+     "held", " is", '{"a": "<|assistant|>"}', "Hello", "上", "😀", "{}",
      '{"b": {}}', "."]
 )  # fmt: skip
 TEXTS = st.lists(PARTS | st.text(max_size=3), max_size=14).map("".join)
 
 
-@given(TEXTS, st.lists(st.integers(0, 200), max_size=12), st.booleans(), st.booleans())
-def test_however_it_is_cut_it_says_the_same(text: str, cuts: list[int], opened: bool, parallel: bool) -> None:
-    how = {"opened": opened, "parallel": parallel}
+@given(TEXTS, st.lists(st.integers(0, 200), max_size=12), st.booleans(), st.booleans(), st.booleans())
+def test_however_it_is_cut_it_says_the_same(
+    text: str, cuts: list[int], opened: bool, parallel: bool, formatted: bool
+) -> None:
+    how = {"opened": opened, "parallel": parallel, "formatted": formatted}
     parsed, told = pieces(text, cuts, **how)
     assert parsed == told == whole(text, **how)
     assert pieces(text, list(range(len(text))), **how)[0] == parsed
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
 )
 
@@ -188,12 +213,37 @@ def test_arguments_cut_off_are_never_a_call_to_run(cut: int) -> None:
 
 
 def test_a_turn_ends_arguments_too() -> None:
-    parsed = whole('get\n{"a": "b<|assistant|>get\n{}')
-    assert [(c.arguments, c.valid) for c in parsed.calls] == [('{"a": "b', False), ("{}", True)]
-    assert not parsed.truncated
+    for name in ("get\n", "get "):
+        parsed = whole(name + '{"a": [1, <|assistant|>get\n{}')
+        assert [(c.arguments, c.valid) for c in parsed.calls] == [('{"a": [1, ', False), ("{}", True)]
+        assert parsed.truncated and parsed.finish_reason("stop") == "length"
 
 
-@pytest.mark.parametrize("arguments", ['{"a": 1,}', '{"a" 1}', '{"a": [1}}', '{"a": TRUE}', '{"a": 1}'])
+def test_a_turns_sign_is_text_without_tools_and_in_a_response_format() -> None:
+    text = "The mark is <|assistant|> here"
+    assert parse(text) == Parsed(content=text)
+    for answer in ('{"a": "<|assistant|>"}', '{"a": "\n\nget\n{}"}', '"<|assistant|>get {}"'):
+        for parsed in (whole(answer, formatted=True), pieces(answer, list(range(99)), formatted=True)[1]):
+            assert (parsed.content, parsed.calls, parsed.truncated) == (answer, [], False)
+        thought = whole(f"Hm.</think>\n{answer}", formatted=True, opened=True)
+        assert (thought.content, thought.calls) == (answer, [])
+    called = whole('get\n{"a": "<|assistant|>"}', formatted=True)
+    assert (called.content, [c.arguments for c in called.calls]) == ("", ['{"a": "<|assistant|>"}'])
+
+
+def test_a_call_on_one_line_is_told_when_the_line_has_ended() -> None:
+    parser = Parser(TOOLS, new_id=ids())
+    assert parser.push('get {"a": 1') == parser.push("}") == parser.push(" ") == []
+    assert parser.push("\n") == [CallStart(0, "call_0", "get"), ArgumentsDelta(0, '{"a": 1}')]
+    parser = Parser(TOOLS, new_id=ids())
+    assert parser.push('get {"a": 1} ') == []
+    assert parser.push("i") == [TextDelta('get {"a": 1} i')]
+    assert whole('get {"a": "b').truncated
+
+
+@pytest.mark.parametrize(
+    "arguments", ['{"a": 1,}', '{"a" 1}', '{"a": [1}}', '{"a": TRUE}', '{"a": NaN}', '{"a": -Infinity}', '{"a": 1}']
+)
 def test_arguments_that_are_no_json_say_so(arguments: str) -> None:
     call = whole(f"get\n{arguments}").calls[0]
     assert call.arguments == arguments

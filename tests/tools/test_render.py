@@ -156,6 +156,12 @@ def test_a_built_in_tools_text_comes_back_as_the_model_wrote_it() -> None:
     assert other[0].content == "1 + 1"
 
 
+@pytest.mark.parametrize("arguments", ["[" * 200_000, '{"code":' * 100_000, "{", "5"])
+def test_what_is_not_wrapped_stays_as_it_is(arguments: str) -> None:
+    told = {"role": "assistant", "tool_calls": [call("a", "python", arguments)]}
+    assert conversation([USER, told, result("a")], [PYTHON])[2].content == arguments
+
+
 @pytest.mark.parametrize("source", [OF_2024, OF_0414])
 def test_what_the_template_writes_the_parser_reads(source: str) -> None:
     text = Template(source).render(conversation(ROUND, [WEATHER]))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import time
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
@@ -13,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.errors import UsageError
-from edge.tools.schema import DEEPEST, MOST_BYTES, ebnf
+from edge.tools.joining import DEEPEST, MOST_RULES, Work
+from edge.tools.schema import MOST_BYTES, ebnf
 from tests.tools.ebnf import Grammar
 
 A_B = {"a": {"type": "boolean"}, "b": {"type": "boolean"}}
@@ -38,7 +41,7 @@ KEPT: dict[str, tuple[Any, list[str], list[str]]] = {
     "date-time": ({"format": "date-time"}, ['"2026-11-24T23:59:00.5+08:00"'], ['"2026-11-24 23:59"', '"x"']),
     "uuid": ({"format": "uuid"}, ['"01234567-89ab-cdef-0123-456789abcdef"'], ['"01234567"']),
     "ipv4": ({"format": "ipv4"}, ['"192.168.0.255"'], ['"192.168.0.256"', '"1.2.3"']),
-    "email": ({"format": "email"}, ['"a.b@c.de"'], ['"a.b"', '"@c.de"']),
+    "email": ({"format": "email"}, ['"a.b@c.de"', '"a@b-c.d"'], ['"a.b"', '"@c.de"', '"a..b@c.de"', '"a@c"', '"a@c."']),
     "another format": ({"type": "string", "format": "uri"}, ['"x"'], ["1"]),
     "integer": ({"type": "integer"}, ["0", "-12", "1" * 15], ["01", "1.0", "1" * 16, "+1"]),
     "number": ({"type": "number"}, ["0", "-1.50", "2e-9"], ["1.", ".5", "1e999", "0x1"]),
@@ -217,7 +220,7 @@ REFUSED: list[tuple[Any, str]] = [
     ({"items": {}, "minItems": 3, "maxItems": 2}, "above maxItems"),
     ({"items": [{}]}, "items at # is a list"),
     ({"required": ["a"], "additionalProperties": False}, "'a' at # is required and not allowed"),
-    ({"required": "a"}, "no object and list"),
+    ({"required": "a"}, "required at # is \"a\", no list of names"),
     ({"$ref": "https://example.com/a.json"}, "leads out"),
     ({"$ref": "#/$defs/a"}, "leads nowhere"),
     ({"$ref": "#"}, "leads to itself"),
@@ -229,8 +232,29 @@ REFUSED: list[tuple[Any, str]] = [
     ([], "which no document fits"),
     ({"anyOf": []}, "no list of schemas"),
     ({"anyOf": {}}, "no list of schemas"),
-    ({"allOf": 1}, "allOf at # is no list"),
+    ({"allOf": 1}, "allOf at # is 1, no list of schemas"),
     ({"enum": 1}, "no list"),
+    *(({"properties": {"x": {"type": kind, "format": form}}}, "format at #/properties/x is")
+      for form in (["date"], {}, [], 5) for kind in ("string", "integer")),
+    ({"required": [[1]]}, "required at # is [[1]], no list of names"),
+    ({"required": [{}]}, "required at # is [{}], no list of names"),
+    ({"oneOf": [{"type": "object", "required": [[]]}, {"type": "object", "required": ["a"]}]}, "required at #/oneOf/0"),
+    ({"oneOf": [{"required": 5}, {"type": "object"}]}, "required at #/oneOf/0 is 5"),
+    ({"oneOf": [{"type": "object"}, {"properties": 5}]}, "properties at #/oneOf/1 is 5"),
+    ({"allOf": [{"required": ["a"]}, {"required": 5}]}, "required at #/allOf/1 is 5"),
+    ({"allOf": [{"properties": {"a": {}}}, {"properties": 5}]}, "properties at #/allOf/1 is 5"),
+    ({"allOf": [{"required": ["a"]}, {"required": [1]}]}, "required at #/allOf/1 is [1]"),
+    ({"allOf": [{"properties": {"a": {}}}, {"properties": [1]}]}, "properties at #/allOf/1 is [1]"),
+    ({"allOf": [{"type": "object"}, 5]}, "#/allOf/1 is 5"),
+    ({"type": "integer", "anyOf": [5]}, "#/anyOf/0 is 5"),
+    ({"type": "integer", "anyOf": [{"type": {}}]}, "type {} at #/anyOf/0"),
+    ({"$ref": "#/a", "minimum": 1, "a": 5}, "#/a is 5"),
+    ({"$ref": "#/a/" + "9" * 5000, "a": []}, "leads nowhere"),
+    ({"allOf": [{"$ref": "#/$defs/n", "minimum": 1}], "$defs": {"n": {"minimum": 2}}}, "both say 'minimum'"),
+    ({"const": float("nan")}, "no JSON"),
+    ({"type": "number", "minimum": float("inf")}, "no JSON"),
+    ({"const": "\ud800"}, "no JSON"),
+    ({"allOf": [{"$ref": "#"}, {"type": "object"}]}, "leads to itself"),
     ({"description": "x" * MOST_BYTES}, "bytes"),
     ({"properties": {str(i): {"enum": [1]} for i in range(3000)}}, "rules"),
 ]  # fmt: skip
@@ -243,12 +267,87 @@ def test_what_cannot_be_kept_is_refused_by_name(schema: Any, said: str) -> None:
     assert said in caught.value.message
 
 
+def levels(count: int, bottom: Any, of: Callable[[dict[str, str]], Any]) -> dict[str, Any]:
+    """Definitions of which each asks for the next as `of` says."""
+    defs = {f"a{i}": of({"$ref": f"#/$defs/a{i + 1}"}) for i in range(count)}
+    return {"$defs": {**defs, f"a{count}": bottom}, "$ref": "#/$defs/a0"}
+
+
+def test_what_is_asked_for_twice_at_every_level_is_read_once() -> None:
+    schema = levels(30, {"type": "object", "properties": A_B}, lambda next_: {"allOf": [next_, next_]})
+    begin = time.monotonic()
+    grammar = Grammar(ebnf(json.dumps(schema)))
+    assert time.monotonic() - begin < 2
+    assert grammar.holds('{"a": true}') and not grammar.holds('{"a": 1}')
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        levels(500, {}, lambda n: {**n, "title": "x", "minItems": 0}),
+        {"allOf": [levels(500, {}, lambda n: n), {"minItems": 0}], **levels(500, {}, lambda n: n)},
+        levels(31, {}, lambda n: {"prefixItems": [{**n, "minItems": 0}, {**n, "minItems": 0}]}),
+        levels(31, {}, lambda n: {"properties": {"a": {**n, "items": {}}, "b": {**n, "items": {}}}}),
+        levels(31, {"type": "null"}, lambda n: {"anyOf": [{"allOf": [n, {}]}, {"allOf": [n, {}]}]}),
+        {"oneOf": [{"const": i} for i in range(5_000)]},
+        {"oneOf": [{"enum": list(range(i * 100, i * 100 + 100))} for i in range(150)]},
+        {"anyOf": [{"type": "null"}] * 3_000, "enum": list(range(5_000))},
+        {"anyOf": [{}] * 10_000, "required": [str(i) for i in range(5_000)]},
+    ],
+    ids=range(9),
+)
+def test_a_schema_that_costs_too_much_is_refused_soon(schema: Any) -> None:
+    begin = time.monotonic()
+    with pytest.raises(UsageError, match=r"more than|nests deeper"):
+        ebnf(json.dumps(schema))
+    assert time.monotonic() - begin < 5
+
+
+def test_the_work_of_a_request_is_counted_together() -> None:
+    schema = json.dumps({"properties": {f"p{i}": {"type": "integer"} for i in range(300)}})
+    work = Work()
+    with pytest.raises(UsageError, match="rules"):
+        for _ in range(MOST_RULES):
+            ebnf(schema, work)
+    ebnf(schema)
+    for part, said in (
+        ({"const": "x" * 90_000}, "more than 400,000 signs"),
+        ({"maxItems": 128}, "add up to more than 10,000"),
+        ({"maxLength": 128}, "add up to more than 10,000"),
+        ({"oneOf": [{"const": i} for i in range(200)]}, "more than 200,000 steps"),
+    ):
+        work = Work()
+        with pytest.raises(UsageError, match=said):
+            for _ in range(100):
+                ebnf(json.dumps(part), work)
+        ebnf(json.dumps(part))
+
+
+def test_one_form_is_one_rule() -> None:
+    """Each costs xgrammar what the first does."""
+    for form in ({"format": "email"}, {"maxLength": 128}, {"type": "integer", "minimum": 3}):
+        texts = [ebnf(json.dumps({"prefixItems": [form] * count, "items": False})) for count in (1, 40)]
+        assert texts[0].count("::=") == texts[1].count("::=")
+
+
+@pytest.mark.parametrize("bound", ["1e999999999", "-1e-999999999", "1e99999999999999999999"])
+def test_a_bound_that_would_fill_the_memory_is_refused(bound: str) -> None:
+    with pytest.raises(UsageError, match="no number to reckon with"):
+        ebnf(f'{{"type": "number", "minimum": {bound}}}')
+
+
+def test_choices_may_be_refs() -> None:
+    defs = {"A": tagged("a"), "B": tagged("b")}
+    grammar = Grammar(ebnf(json.dumps({"$defs": defs, "oneOf": [{"$ref": "#/$defs/A"}, {"$ref": "#/$defs/B"}]})))
+    assert grammar.holds('{"kind": "b"}') and not grammar.holds('{"kind": "c"}')
+
+
 def test_depth_and_nonsense_are_refused() -> None:
     schema: dict[str, Any] = {}
     for _ in range(DEEPEST + 1):
         schema = {"type": "array", "items": schema}
     for text, said in (
-        (json.dumps(schema), "nests deeper"), ("{", "no JSON"), ("[" * 90_000, "no JSON"),
+        (json.dumps(schema), "nests deeper"), ("{", "no JSON"), ("[" * 90_000, "nests deeper"),
         ('{"$ref": "#/a", "a": ' + '{"allOf": [' * 100 + "{}" + "]}" * 100 + "}", "allOf|nests"),
     ):  # fmt: skip
         with pytest.raises(UsageError) as caught:

@@ -140,7 +140,7 @@ def _several(
         came.put(outcome)
 
     for _ in range(at_once):
-        threading.Thread(target=work, name="answers").start()
+        threading.Thread(target=work, name="answers", daemon=True).start()
     running = at_once
     while running:
         try:  # in pieces: Windows does not interrupt a long wait

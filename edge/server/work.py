@@ -13,8 +13,12 @@ from edge.server.faults import RefusedError
 from edge.server.queueing import Gate
 
 
-class GoneError(Exception):
-    """Who asked has gone."""
+def late(seconds: float) -> RefusedError:
+    """What is said of an answer that took too long."""
+    return RefusedError(
+        f"the answer was not there after {seconds:g} s", code="timeout", status=504,
+        hint="Ask for fewer tokens, or start the server with a larger --timeout.",
+    )  # fmt: skip
 
 
 class Work:
@@ -64,10 +68,7 @@ class Work:
                     event = await asyncio.wait_for(self._inbox.get(), max(0.0, min(left, self.beat_seconds)))
                 except asyncio.TimeoutError:
                     if time.monotonic() >= self._deadline:
-                        raise RefusedError(
-                            f"the answer was not there after {self._seconds:g} s", code="timeout", status=504,
-                            hint="Ask for fewer tokens, or start the server with a larger --timeout.",
-                        ) from None  # fmt: skip
+                        raise late(self._seconds) from None
                     yield None
                     continue
                 if event is None:
@@ -89,7 +90,7 @@ class Work:
             self._gate.leave(self._ticket)
 
     def _start(self) -> None:
-        threading.Thread(target=self._run, name="answer").start()
+        threading.Thread(target=self._run, name="answer", daemon=True).start()
 
     def _run(self) -> None:
         outcome: BaseException | None = None

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from edge.messages import Conversation, Sampling
+from edge.messages import Conversation, Sampling, Tokens
 from edge.npu import check_prompt
 from edge.runtime import sampling as samplings
 from edge.runtime.context import room_for_answer
@@ -99,7 +99,13 @@ def completion(engine: ChatEngine, request: CompletionRequest) -> Asked:
         _check(engine, prompt, sampling)
     n = request.n or 1
     parts = tuple(Part(prompt, each) for prompt in request.prompts for each in _several(sampling, n))
-    return Asked(parts, n, None, echo=tuple(request.prompts) if request.echo else ())
+    return Asked(parts, n, None, echo=tuple(_text(engine, each) for each in request.prompts) if request.echo else ())
+
+
+def _text(engine: ChatEngine, prompt: str | Tokens) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    return b"".join(engine.token_bytes(prompt.ids)).decode(errors="replace")
 
 
 def _sampling(request: ChatRequest | CompletionRequest, max_new_tokens: int | None, log_probs: bool) -> Sampling:

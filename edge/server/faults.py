@@ -13,7 +13,7 @@ from edge.errors import ContextError, DeviceError, EdgeError, ModelError, Resour
 from edge.server.parts import UNSUPPORTED, Model
 from edge.server.replies import Fault, Faulty
 
-_TAGS = {"string", "array", "mode", "named", "builtin"}
+_TAGS = {"string", "array", "tokens", "token_arrays", "mode", "named", "builtin"}
 _FIRST = ("json_invalid", "union_tag_invalid", "union_tag_not_found", "none_required", "literal_error", "too_long")
 _SHOWN = 80
 log = logging.getLogger("edge.server")
@@ -123,12 +123,9 @@ def _explain(error: ValidationError, body: bytes | str) -> NoReturn:
     if field == "type" and path.startswith("messages[") and kind == "literal_error":
         raise RefusedError(f"{path} is {value}: this model reads text alone", param=path, code="unsupported_value",
                       hint="Send parts of the type text.")  # fmt: skip
-    if field in UNSUPPORTED and kind != "missing" and (field != "name" or kind == "none_required"):
+    if field in UNSUPPORTED and kind != "missing":
         raise RefusedError(f"{path} cannot be {value}: {UNSUPPORTED[field]}", param=path, code="unsupported_value",
                       hint="Leave it out.")  # fmt: skip
-    if field == "prompt" and (kind == "string_type" or "string" not in kind) and _ids(each["input"]):
-        raise RefusedError(f"{path} of token ids cannot be read", param=path, code="unsupported_value",
-                      hint="Send text.")  # fmt: skip
     if kind == "missing":
         raise RefusedError(f"{path} is missing", param=path, code="missing_parameter", hint="It is needed.")
     if kind == "model_type":
@@ -162,11 +159,6 @@ def _path(place: tuple[int | str, ...], data: Any) -> str:
         elif last and (isinstance(data, dict) or step not in _TAGS):
             path = f"{path}.{step}"
     return path.removeprefix(".")
-
-
-def _ids(value: Any) -> bool:
-    inner = value[0] if isinstance(value, list) and value else value
-    return isinstance(inner, (int, list)) and not isinstance(inner, bool)
 
 
 def _shown(value: Any) -> str:

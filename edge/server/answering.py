@@ -49,6 +49,14 @@ class Ended:
 
 
 @dataclass(frozen=True)
+class Cut:
+    """One answer was ended before its end; what it had come to."""
+
+    index: int
+    usage: Usage
+
+
+@dataclass(frozen=True)
 class Void:
     """What came of one answer is void; it begins again, on another device."""
 
@@ -62,7 +70,7 @@ class Notice:
     text: str
 
 
-Happening = Piece | Ended | Void | Notice
+Happening = Piece | Ended | Cut | Void | Notice
 
 
 def answer_chat(
@@ -141,18 +149,21 @@ def _several(
 
     for _ in range(at_once):
         threading.Thread(target=work, name="answers", daemon=True).start()
-    running = at_once
+    running, fault = at_once, None
     while running:
         try:  # in pieces: Windows does not interrupt a long wait
             event = came.get(timeout=POLL_SECONDS)
         except queue.Empty:
             continue
-        if isinstance(event, BaseException):
-            raise event
-        if event is None:
+        if event is None or isinstance(event, BaseException):
+            fault = fault or event
             running -= 1
-        else:
+            if fault is not None:
+                ended.set()
+        elif fault is None or isinstance(event, (Ended, Cut)):  # how far the others had come is told
             yield event
+    if fault is not None:
+        raise fault
 
 
 class _Reader(Protocol):
@@ -202,6 +213,7 @@ def _one(engine: ChatEngine, asked: Asked, index: int, cancelled: threading.Even
                     enough.set()
             if chunk.usage is not None:
                 if chunk.usage.finish_reason == "cancelled" and not reader.done:
+                    yield Cut(index, chunk.usage)
                     raise CutShortError
                 parsed = reader.parsed
                 reason = parsed.finish_reason("stop" if reader.done else chunk.usage.finish_reason)

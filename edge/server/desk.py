@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope
 from edge.errors import DeviceError, EdgeError, ModelError, ResourceError
 from edge.runtime.interface import ChatEngine
 from edge.server import asking, faults, streaming, whole
-from edge.server.answering import Ended, Happening, Notice, Piece, happenings
+from edge.server.answering import Cut, Ended, Happening, Notice, Piece, happenings
 from edge.server.asking import Asked
 from edge.server.faults import RefusedError
 from edge.server.numbers import Numbers
@@ -142,7 +142,7 @@ class Desk:
             at_once = max(1, min(len(asked.parts), engine.together))
             work = Work(
                 self.gate, len(asked.parts), lambda cancelled: happenings(engine, asked, cancelled, at_once),
-                arrived=arrived, seconds=self.options.timeout_seconds,
+                arrived=arrived, seconds=self.options.timeout_seconds, note=lambda event: self._count(event, asked.n),
             )  # fmt: skip
         except BaseException as error:
             gone.cancel()
@@ -221,7 +221,7 @@ class Desk:
         return [streaming.event(piece) for piece in writer.write(happening)]
 
     async def _seen(self, work: Work, arrived: float, scope: Scope) -> AsyncGenerator[Happening | None, None]:
-        """What happens, counted."""
+        """What happens, with what comes of it for the request and the server."""
         first, usages = True, []
         try:
             async for event in work.happenings():
@@ -230,7 +230,6 @@ class Desk:
                     self.numbers.first_token(time.monotonic() - arrived)
                 elif isinstance(event, Ended):
                     self.failing = False
-                    self.numbers.answer(event.usage, event.reason)
                     usages.append(event.usage)
                 elif isinstance(event, Notice):
                     log.warning("%s", event.text)
@@ -249,6 +248,12 @@ class Desk:
                           ("prompt_tokens", "completion_tokens"))  # fmt: skip
             scope["edge.told"] = f", {read:,} tokens read, {made:,} written" if usages else ""
 
+    def _count(self, event: Happening, n: int) -> None:
+        """Count an answer, also one that nobody waits for any more: the device has worked for it."""
+        if isinstance(event, (Ended, Cut)):
+            reason = event.reason if isinstance(event, Ended) else None
+            self.numbers.answer(event.usage, reason, first=event.index % n == 0)
+
     def _gone(self, scope: Scope) -> Response:
         self.numbers.cancelled("client")
         scope["edge.told"], scope["edge.status"] = ", the client has gone", CLIENT_GONE
@@ -261,6 +266,10 @@ async def read_body(request: Request, limit: int) -> bytes:
     Raises:
         RefusedError: it is larger than `limit` bytes, whatever it says of itself, or says that it is no JSON.
     """
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding != "identity":
+        raise RefusedError(f"the content encoding {encoding[:80]!r} is not read", hint="Send it as it is.",
+                           code="unsupported_media_type", status=415)  # fmt: skip
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":  # also keeps out the forms of foreign pages, which need no leave to be sent
         raise RefusedError(f"the content type {kind[:80]!r} is not read", hint="Send application/json.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 import re
@@ -314,7 +315,7 @@ def test_who_goes_while_the_request_is_read_is_noticed() -> None:
     with serving(engine) as live:
         with pytest.raises(httpx.ReadTimeout):
             live.http.post("/v1/chat/completions", json=question("slow"), timeout=0.5)
-        until(lambda: live.number('glm4_edge_requests_total{path="/v1/chat/completions",status="499"}') == 1)
+        until(lambda: 'path="/v1/chat/completions",status="499"} 1.0' in live.http.get("/metrics").text)
         engine.go_on.set()
         assert live.chat("fast").status_code == 200
 
@@ -407,6 +408,57 @@ def test_metrics() -> None:
             live.http.get(path)
         paths = set(re.findall(r'requests_total\{path="([^"]*)"', live.http.get("/metrics").text))
         assert paths == {"/v1/chat/completions", "/metrics", "other", "/v1/models/{model}"}
+
+
+def test_metrics_count_a_prompt_once_however_many_answers_it_has() -> None:
+    with serving(Told(*says("a", cached_tokens=4))) as live:
+        live.chat(n=3)
+        live.http.post("/v1/completions", json={"prompt": ["x", "y"], "n": 2})
+        for name, value in (("prompt_tokens", 21), ("completion_tokens", 7), ("prefix_cache_hit_tokens", 12),
+                            ("prefix_cache_hits", 3)):  # fmt: skip
+            assert live.number(f"glm4_edge_{name}_total") == value, name
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("why", ["client", "timeout", "shutdown"])
+def test_a_stream_that_is_ended_is_counted_as_such_with_the_tokens_it_had(
+    why: str, n: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = Counting(seconds_per_token=0.01)
+    status = {"client": 499, "timeout": 504, "shutdown": 503}[why]
+    with (
+        caplog.at_level(logging.INFO, "edge.server"),
+        serving(engine, timeout_seconds=1.5 if why == "timeout" else 60) as live,
+    ):
+        with live.http.stream("POST", "/v1/chat/completions", json=question(stream=True, n=n)) as reply:
+            assert reply.status_code == 200
+            lines = reply.iter_lines()
+            while "x" not in next(lines):
+                pass
+            if why == "shutdown":
+                live.desk.end_all()
+            if why != "client":
+                assert any(line == "event: error" for line in lines)
+        until(lambda: f'path="/v1/chat/completions",status="{status}"}} 1.0' in live.http.get("/metrics").text)
+        until(lambda: live.number("glm4_edge_prompt_tokens_total") == len("hello"))
+        until(lambda: engine.under_way == 0)
+        assert 0 < live.number("glm4_edge_completion_tokens_total") <= engine.made
+        until(lambda: live.number("glm4_edge_completion_tokens_total") >= engine.made - n)  # the last came too late
+        assert live.number(f'glm4_edge_cancellations_total{{reason="{why}"}}') == 1
+        assert f"POST /v1/chat/completions {status}," in caplog.text
+
+
+def test_it_answers_a_look_at_the_head(echo: Live) -> None:
+    for path in ("/health", "/"):
+        head = echo.http.head(path)
+        assert head.status_code == 200 and head.content == b"" and int(head.headers["content-length"]) > 0
+
+
+def test_a_packed_body_is_refused_by_its_encoding(echo: Live) -> None:
+    packed = gzip.compress(json.dumps(question()).encode())
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    refused = echo.http.post("/v1/chat/completions", content=packed, headers=headers)
+    assert refused.status_code == 415 and "'gzip'" in refused.json()["error"]["message"]
 
 
 def test_threads_do_not_stay() -> None:

@@ -11,7 +11,7 @@ from edge.npu import check_prompt
 from edge.runtime import sampling as samplings
 from edge.runtime.context import room_for_answer
 from edge.runtime.interface import ChatEngine
-from edge.server.faults import RefusedError
+from edge.server.faults import RefusedError, shallow
 from edge.server.protocol import COMPLETION_TOKENS, ChatRequest, CompletionRequest
 from edge.tools.constrain import Demand, demand
 from edge.tools.render import conversation, legacy
@@ -58,6 +58,7 @@ def check_model(asked: str | None, loaded: str) -> None:
         )  # fmt: skip
 
 
+@shallow()
 def chat(engine: ChatEngine, request: ChatRequest) -> Asked:
     """Understand a chat.
 
@@ -88,6 +89,7 @@ def chat(engine: ChatEngine, request: ChatRequest) -> Asked:
     return Asked(parts, n, wanted, engine.opens_thought, request.functions is not None)
 
 
+@shallow()
 def completion(engine: ChatEngine, request: CompletionRequest) -> Asked:
     """Understand text to be gone on with.
 

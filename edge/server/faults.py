@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import traceback
+from collections.abc import Iterator
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import ValidationError
@@ -53,19 +55,36 @@ def read(kind: type[Asked], body: bytes | str) -> Asked:
     Raises:
         RefusedError: it is no JSON, or a field is not known, not supported, or wrong; which one, and why.
     """
+    with shallow():
+        try:
+            return kind.model_validate_json(body)
+        except ValidationError as error:
+            _explain(error, body)
+
+
+@contextlib.contextmanager
+def shallow() -> Iterator[None]:
+    """Refuse what nests so deeply that Python gives up on it.
+
+    Raises:
+        RefusedError: it does, somewhere: in a schema, in the arguments of a call.
+    """
     try:
-        return kind.model_validate_json(body)
-    except ValidationError as error:
-        _explain(error, body)
+        yield
+    except RecursionError:
+        raise RefusedError(
+            "something in the request nests too deeply to be read", hint="Flatten its schemas, and the arguments of "
+            "its calls.", code="invalid_value",
+        ) from None  # fmt: skip
 
 
-def describe(error: BaseException) -> tuple[int, Faulty, int | None]:
+def describe(error: BaseException, log: str = "The server's log") -> tuple[int, Faulty, int | None]:
     """HTTP status, body, and seconds after which to try again, of what was raised.
 
-    Of a fault nobody foresaw only the kind is told.
+    Of a fault nobody foresaw only the kind is told, and that `log` has more.
     """
     if not isinstance(error, EdgeError):
-        fault = Fault(message=f"This should not have happened ({type(error).__name__}). The server's log says where.",
+        fault = Fault(message=f"This should not have happened ({type(error).__name__}). {log} says where.",
                       type="server_error", param=None, code="internal_error")  # fmt: skip
         return 500, Faulty(error=fault), None
     status, kind, param, retry = 500, "server_error", None, None

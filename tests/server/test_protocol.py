@@ -240,6 +240,17 @@ def test_names_of_who_speaks_are_taken_and_not_told() -> None:
     assert refused(ChatRequest, json.dumps({"messages": [{**named[0], "name": 5}]})).param == "messages[0].name"
 
 
+def test_what_nests_too_deeply_for_python_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    def deep(*_: Any, **__: Any) -> Any:
+        return json.loads("[" * 200_000)
+
+    monkeypatch.setattr(asking, "conversation", deep)
+    with pytest.raises(RefusedError, match="nests too deeply") as caught:
+        asking.chat(EchoEngine(), chat())
+    assert caught.value.status == 400
+    assert refused(ChatRequest, "[" * 200_000).status == 400
+
+
 def test_the_roles_and_their_turns() -> None:
     call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     asked = asking.chat(

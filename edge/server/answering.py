@@ -12,7 +12,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from edge.messages import Chunk, Usage
+from edge.messages import Chunk, Sampling, Usage
 from edge.runtime.interface import ChatEngine
 from edge.runtime.stream import POLL_SECONDS, Linked
 from edge.server import asking, whole
@@ -194,13 +194,13 @@ class _Plain:
 def _one(engine: ChatEngine, asked: Asked, index: int, cancelled: threading.Event) -> Generator[Happening, None, None]:
     part = asked.parts[index]
     enough = Linked(cancelled)
-    reader, tokens = _reader(asked), _Tokens(engine, wanted=part.sampling.log_probs)
+    reader, tokens = _reader(asked), _Tokens(engine, part.sampling)
     with contextlib.closing(engine.stream(part.conversation, part.sampling, enough)) as chunks:
         for chunk in chunks:
             if chunk.notice:
                 yield Notice(chunk.notice)
             if chunk.restart:
-                reader, tokens = _reader(asked), _Tokens(engine, wanted=part.sampling.log_probs)
+                reader, tokens = _reader(asked), _Tokens(engine, part.sampling)
                 yield Void(index)
             if not reader.done:
                 events = reader.push(chunk.text)
@@ -227,27 +227,41 @@ def _reader(asked: Asked) -> _Reader:
 
 
 class _Tokens:
-    """Which tokens wrote the content: those since the last piece of a thought or a call."""
+    """Which tokens wrote the content: those since the last piece of a thought or a call, and none of a stop string."""
 
-    def __init__(self, engine: ChatEngine, *, wanted: bool) -> None:
-        self._wanted = wanted
+    def __init__(self, engine: ChatEngine, sampling: Sampling) -> None:
+        self._wanted, self._stops = sampling.log_probs, bool(sampling.stop)
         self.all: list[TokenLogprob] = []
         self._engine = engine
-        self._undecided: list[TokenLogprob] = []
+        self._undecided: list[tuple[int, TokenLogprob]] = []
+        """With the byte of the answer that each begins at."""
+        self._made = 0
+        """Bytes that tokens have written."""
+        self._said = 0
+        """Bytes of the answer's text: what may yet become a stop string is held back, though its tokens are here."""
 
     def of(self, chunk: Chunk, events: list[Event], *, over: bool) -> tuple[TokenLogprob, ...]:
         """Those that are certain to be of the content by now."""
         if self._wanted:  # an engine may give them, or zeros, unasked
-            self._undecided += self._read(chunk)
+            for token in self._read(chunk):
+                written = bytes(token.bytes or ())
+                if not self._made and written.startswith(b"\n"):
+                    self._said = 1  # GLM-4 opens its turn with it, and the text is without
+                self._undecided.append((self._made, token))
+                self._made += len(written)
+            self._said += len(chunk.text.encode(errors="replace"))
         if _THOUGHT_ENDS in chunk.text and not any(isinstance(event, TextDelta) for event in events):
             self._undecided = []  # it is a token of its own
         if not self._undecided or not (events or over):
             return ()
-        fresh, self._undecided = self._undecided, []
+        stopped = chunk.usage is not None and chunk.usage.finish_reason == "stop" and chunk.usage.stop_id is None
+        all_said = not self._stops or (over and not stopped)
+        fresh = tuple(token for begin, token in self._undecided if all_said or begin < self._said)
+        self._undecided = [] if over else self._undecided[len(fresh) :]
         if events and not any(isinstance(event, TextDelta) for event in events):
             return ()
         self.all += fresh
-        return tuple(fresh)
+        return fresh
 
     def _read(self, chunk: Chunk) -> Iterator[TokenLogprob]:
         for written, value in zip(self._engine.token_bytes(chunk.token_ids), chunk.log_probs, strict=True):

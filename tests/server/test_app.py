@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from edge.errors import DeviceError
-from edge.messages import Chunk, Conversation
+from edge.messages import Chunk
 from edge.runtime.echo import EchoEngine
 from tests.server.engines import Counting, Live, Told, events, question, says, serving, steady, until
 
@@ -279,47 +279,6 @@ def test_a_request_may_take_only_so_long() -> None:
         assert live.number('glm4_edge_cancellations_total{reason="timeout"}') == 2
 
 
-class Slow(Told):
-    """Reads a request that says "slow" until it is told to go on."""
-
-    def __init__(self, *chunks: Chunk | Exception) -> None:
-        super().__init__(*chunks)
-        self.go_on = threading.Event()
-        self.reading = 0
-
-    def count_tokens(self, conversation: Conversation) -> int:
-        if "slow" in str(conversation):
-            self.reading += 1
-            self.go_on.wait(30)
-        return super().count_tokens(conversation)
-
-
-def test_reading_a_request_is_a_part_of_its_time_and_of_the_queue() -> None:
-    engine = Slow(*says("a"))
-    with serving(engine, timeout_seconds=1.5, queue=1) as live, ThreadPoolExecutor(20) as pool:
-        slow = [pool.submit(live.chat, "slow") for _ in range(15)]  # 4 are read, 1 and the engine's 8 places wait
-        until(lambda: sum(each.done() for each in slow) == 2)
-        refused = [each.result() for each in slow if each.done()]
-        assert [each.status_code for each in refused] == [429, 429] and int(refused[0].headers["retry-after"]) > 0
-        assert httpx.get(f"{live.address}/health").status_code == 200
-        assert sorted(each.result(10).status_code for each in slow) == [429, 429, *[504] * 13]
-        assert live.number('glm4_edge_cancellations_total{reason="timeout"}') == 13
-        assert live.chat("fast").status_code == 504  # the threads are still taken
-        engine.go_on.set()
-        until(lambda: live.chat("fast").status_code == 200)
-        assert engine.reading == 4  # who had gone was not read
-
-
-def test_who_goes_while_the_request_is_read_is_noticed() -> None:
-    engine = Slow(*says("a"))
-    with serving(engine) as live:
-        with pytest.raises(httpx.ReadTimeout):
-            live.http.post("/v1/chat/completions", json=question("slow"), timeout=0.5)
-        until(lambda: 'path="/v1/chat/completions",status="499"} 1.0' in live.http.get("/metrics").text)
-        engine.go_on.set()
-        assert live.chat("fast").status_code == 200
-
-
 def test_a_stream_shows_that_it_is_alive_while_a_long_prompt_is_read() -> None:
     with serving(EchoEngine(prefill_seconds=0.6), first_seconds=0.1, beat_seconds=0.1) as live:
         blocks = events(live.chat("hi", stream=True).text)
@@ -384,68 +343,6 @@ def test_prompts_are_logged_only_where_that_was_asked_for(caplog: pytest.LogCapt
         with serving(EchoEngine(), log_prompts=True) as live:
             live.chat("my secret\nquestion")
             until(lambda: "my secret" in caplog.text)
-
-
-def test_metrics() -> None:
-    engine = Told(*says("a", "b", cached_tokens=4))
-    engine.cache_share = 0.25
-    with serving(engine) as live:
-        live.chat()
-        live.chat(stream=True)
-        live.chat(temperature=9)
-        for name, value in (
-            ('glm4_edge_requests_total{path="/v1/chat/completions",status="200"}', 2),
-            ('glm4_edge_requests_total{path="/v1/chat/completions",status="400"}', 1),
-            ("glm4_edge_prompt_tokens_total", 14), ("glm4_edge_completion_tokens_total", 4),
-            ("glm4_edge_prefix_cache_hit_tokens_total", 8), ("glm4_edge_prefix_cache_hits_total", 2),
-            ("glm4_edge_kv_cache_used_ratio", 0.25), ("glm4_edge_queue_length", 0), ("glm4_edge_ready", 1),
-            ("glm4_edge_time_to_first_token_seconds_count", 2), ("glm4_edge_queue_seconds_count", 2),
-            ("glm4_edge_time_per_output_token_seconds_count", 2), ("glm4_edge_time_per_output_token_seconds_sum", 0.02),
-            ('glm4_edge_cancellations_total{reason="client"}', 0), ('glm4_edge_answers_total{finish_reason="stop"}', 2),
-        ):  # fmt: skip
-            assert live.number(name) == pytest.approx(value), name
-        for path in ("/a", "/b", "/v1/models/x", "/v1/models/y"):
-            live.http.get(path)
-        paths = set(re.findall(r'requests_total\{path="([^"]*)"', live.http.get("/metrics").text))
-        assert paths == {"/v1/chat/completions", "/metrics", "other", "/v1/models/{model}"}
-
-
-def test_metrics_count_a_prompt_once_however_many_answers_it_has() -> None:
-    with serving(Told(*says("a", cached_tokens=4))) as live:
-        live.chat(n=3)
-        live.http.post("/v1/completions", json={"prompt": ["x", "y"], "n": 2})
-        for name, value in (("prompt_tokens", 21), ("completion_tokens", 7), ("prefix_cache_hit_tokens", 12),
-                            ("prefix_cache_hits", 3)):  # fmt: skip
-            assert live.number(f"glm4_edge_{name}_total") == value, name
-
-
-@pytest.mark.parametrize("n", [1, 2])
-@pytest.mark.parametrize("why", ["client", "timeout", "shutdown"])
-def test_a_stream_that_is_ended_is_counted_as_such_with_the_tokens_it_had(
-    why: str, n: int, caplog: pytest.LogCaptureFixture
-) -> None:
-    engine = Counting(seconds_per_token=0.01)
-    status = {"client": 499, "timeout": 504, "shutdown": 503}[why]
-    with (
-        caplog.at_level(logging.INFO, "edge.server"),
-        serving(engine, timeout_seconds=1.5 if why == "timeout" else 60) as live,
-    ):
-        with live.http.stream("POST", "/v1/chat/completions", json=question(stream=True, n=n)) as reply:
-            assert reply.status_code == 200
-            lines = reply.iter_lines()
-            while "x" not in next(lines):
-                pass
-            if why == "shutdown":
-                live.desk.end_all()
-            if why != "client":
-                assert any(line == "event: error" for line in lines)
-        until(lambda: f'path="/v1/chat/completions",status="{status}"}} 1.0' in live.http.get("/metrics").text)
-        until(lambda: live.number("glm4_edge_prompt_tokens_total") == len("hello"))
-        until(lambda: engine.under_way == 0)
-        assert 0 < live.number("glm4_edge_completion_tokens_total") <= engine.made
-        until(lambda: live.number("glm4_edge_completion_tokens_total") >= engine.made - n)  # the last came too late
-        assert live.number(f'glm4_edge_cancellations_total{{reason="{why}"}}') == 1
-        assert f"POST /v1/chat/completions {status}," in caplog.text
 
 
 def test_it_answers_a_look_at_the_head(echo: Live) -> None:

@@ -11,7 +11,7 @@ import os
 import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 
 from edge.errors import OutputError, UsageError
 
@@ -106,14 +106,14 @@ class Journal:
             raise _unwritable(out, error) from error
 
     def _read(self) -> None:
-        """Find the answers, and cut off what is torn."""
+        """Find the answers, and cut off what is torn; a whole line that holds no answer is passed over."""
         self._file.seek(0)
         at, first = 0, True
         for line in self._file:
             entry = _entry(line)
-            if entry is None:
+            if not line.endswith(b"\n") or (first and entry is None):
                 break
-            if not first:
+            if not first and _is_answer(entry):
                 self._places[entry["line"]] = (at, len(line))
             at, first = at + len(line), False
         self._file.truncate(at)
@@ -172,9 +172,18 @@ def encoded(record: Mapping[str, Any]) -> bytes:
 def _entry(line: bytes) -> dict[str, Any] | None:
     try:
         entry = json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return entry if isinstance(entry, dict) else None
+
+
+def _is_answer(entry: dict[str, Any] | None) -> TypeGuard[dict[str, Any]]:
+    record = None if entry is None else entry.get("record")
+    if entry is None or not isinstance(entry.get("line"), int) or not isinstance(record, dict):
+        return False
+    failed, response = record.get("error"), record.get("response")
+    told = isinstance(failed, dict) or (isinstance(response, dict) and {"status_code", "body"} <= response.keys())
+    return told and "custom_id" in record
 
 
 def _difference(there: Any, value: Any) -> str:

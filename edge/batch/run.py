@@ -16,11 +16,13 @@ from edge.runtime.interface import ChatEngine
 from edge.runtime.stream import POLL_SECONDS
 from edge.server import asking, whole
 from edge.server.answering import Ended, Notice, happenings
-from edge.server.faults import CutShortError, describe, read
+from edge.server.asking import Asked
+from edge.server.faults import CutShortError, describe, log_fault, read, shallow
 from edge.server.protocol import ChatRequest, CompletionRequest
 
 GIVE_UP = 8
-"""Answers in a row that the device failed at: then it is not the request's fault."""
+"""Answers in a row that the device failed at, or that we could not read: then it is not the request's fault."""
+_OURS = ("device_error", "internal_error")
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,8 @@ def run(
 ) -> Generator[Answered, None, None]:
     """Answer lines, as many at once as the engine makes; each is yielded when its answer is there.
 
-    A line that is at fault, or that the device failed at, has a record that says so. Closing the iterator ends
-    the answers under way.
+    A line that is at fault, that could not be read, or that the device failed at, has a record that says so. Closing
+    the iterator ends the answers under way.
 
     Args:
         say: told what is worth knowing on the way, such as that another device was taken.
@@ -81,7 +83,7 @@ def run(
             if isinstance(one, BaseException):
                 raise one
             held.append(one)
-            if not _device_failed(one.record):
+            if not _we_failed(one.record):
                 yield from held
                 held.clear()
             elif len(held) == GIVE_UP:
@@ -119,28 +121,41 @@ def answer(
         CutShortError: `ended` was set before the answer was there.
     """
     try:
-        asked = request(line, given.defaults, given.system)
+        wanted = request(line, given.defaults, given.system)
+        asked = _understood(engine, wanted)
     except BadLineError as error:
         fault = {"code": error.code, "message": f"{error.message[:1].upper()}{error.message[1:]}. {error.hint}"}
         return _record(line, None, fault)
+    except EdgeError as error:
+        return _failed(line, error)
+    except Exception as error:  # one line, whatever is in it, is no reason to leave the others without an answer
+        log_fault(error, with_message=True)
+        return _failed(line, error)
     try:
-        body = _body(engine, asked, ended, say)
+        body = _body(engine, asked, wanted.url == CHAT, ended, say)
     except CutShortError:
         raise
     except EdgeError as error:
-        status, faulty, _ = describe(error)
-        return _record(line, _response(status, faulty.model_dump()), None)
+        return _failed(line, error)
     return _record(line, _response(200, body), None)
 
 
-def _body(engine: ChatEngine, request: Request, ended: threading.Event, say: Callable[[str], None]) -> dict[str, Any]:
-    text = json.dumps({name: value for name, value in request.body.items() if name != "model"})
-    chats = request.url == CHAT
-    asked = (
-        asking.chat(engine, read(ChatRequest, text))
-        if chats
-        else asking.completion(engine, read(CompletionRequest, text))
-    )
+def _failed(line: Line, error: Exception) -> dict[str, Any]:
+    status, faulty, _ = describe(error, "Standard error")
+    return _record(line, _response(status, faulty.model_dump()), None)
+
+
+def _understood(engine: ChatEngine, wanted: Request) -> Asked:
+    with shallow():
+        text = json.dumps({name: value for name, value in wanted.body.items() if name != "model"})
+    if wanted.url == CHAT:
+        return asking.chat(engine, read(ChatRequest, text))
+    return asking.completion(engine, read(CompletionRequest, text))
+
+
+def _body(
+    engine: ChatEngine, asked: Asked, chats: bool, ended: threading.Event, say: Callable[[str], None]
+) -> dict[str, Any]:  # fmt: skip
     answers: list[Ended] = []
     for event in happenings(engine, asked, ended):
         if isinstance(event, Notice):
@@ -172,6 +187,6 @@ def fault_of(record: Mapping[str, Any]) -> str | None:
     return None if response["status_code"] == 200 else str(response["body"]["error"]["message"])
 
 
-def _device_failed(record: Mapping[str, Any]) -> bool:
+def _we_failed(record: Mapping[str, Any]) -> bool:
     response = record["response"]
-    return response is not None and response["body"].get("error", {}).get("code") == "device_error"
+    return response is not None and response["body"].get("error", {}).get("code") in _OURS

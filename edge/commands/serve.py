@@ -103,6 +103,7 @@ def serve(model: str, port: int, api_key_file: Path | None, **options: Any) -> N
         run.serve(bound, how, lambda: loading.load(wanted, overflow="refuse"), say)
     finally:
         bound.close()
+    run.leave()
 
 
 def _check_origins(origins: tuple[str, ...]) -> None:

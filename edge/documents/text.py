@@ -109,12 +109,15 @@ def _records(text: str) -> list[str] | None:
         dialect = csv.excel
     lines, found, at = _lines(text), [], 0
     reader = csv.reader(lines, dialect)
+    before = csv.field_size_limit(max(len(text), 1))  # Python's own limit is no rule of the format
     try:
         for _ in reader:
             found.append("".join(lines[at : reader.line_num]))
             at = reader.line_num
     except csv.Error:
         return None
+    finally:
+        csv.field_size_limit(before)
     return found
 
 

@@ -12,7 +12,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from edge.messages import Chunk, Usage
+from edge.messages import Chunk, Sampling, Usage
 from edge.runtime.interface import ChatEngine
 from edge.runtime.stream import POLL_SECONDS, Linked
 from edge.server import asking, whole
@@ -49,6 +49,14 @@ class Ended:
 
 
 @dataclass(frozen=True)
+class Cut:
+    """One answer was ended before its end; what it had come to."""
+
+    index: int
+    usage: Usage
+
+
+@dataclass(frozen=True)
 class Void:
     """What came of one answer is void; it begins again, on another device."""
 
@@ -62,7 +70,7 @@ class Notice:
     text: str
 
 
-Happening = Piece | Ended | Void | Notice
+Happening = Piece | Ended | Cut | Void | Notice
 
 
 def answer_chat(
@@ -140,19 +148,22 @@ def _several(
         came.put(outcome)
 
     for _ in range(at_once):
-        threading.Thread(target=work, name="answers").start()
-    running = at_once
+        threading.Thread(target=work, name="answers", daemon=True).start()
+    running, fault = at_once, None
     while running:
         try:  # in pieces: Windows does not interrupt a long wait
             event = came.get(timeout=POLL_SECONDS)
         except queue.Empty:
             continue
-        if isinstance(event, BaseException):
-            raise event
-        if event is None:
+        if event is None or isinstance(event, BaseException):
+            fault = fault or event
             running -= 1
-        else:
+            if fault is not None:
+                ended.set()
+        elif fault is None or isinstance(event, (Ended, Cut)):  # how far the others had come is told
             yield event
+    if fault is not None:
+        raise fault
 
 
 class _Reader(Protocol):
@@ -183,13 +194,13 @@ class _Plain:
 def _one(engine: ChatEngine, asked: Asked, index: int, cancelled: threading.Event) -> Generator[Happening, None, None]:
     part = asked.parts[index]
     enough = Linked(cancelled)
-    reader, tokens = _reader(asked), _Tokens(engine, wanted=part.sampling.log_probs)
+    reader, tokens = _reader(asked), _Tokens(engine, part.sampling)
     with contextlib.closing(engine.stream(part.conversation, part.sampling, enough)) as chunks:
         for chunk in chunks:
             if chunk.notice:
                 yield Notice(chunk.notice)
             if chunk.restart:
-                reader, tokens = _reader(asked), _Tokens(engine, wanted=part.sampling.log_probs)
+                reader, tokens = _reader(asked), _Tokens(engine, part.sampling)
                 yield Void(index)
             if not reader.done:
                 events = reader.push(chunk.text)
@@ -202,6 +213,7 @@ def _one(engine: ChatEngine, asked: Asked, index: int, cancelled: threading.Even
                     enough.set()
             if chunk.usage is not None:
                 if chunk.usage.finish_reason == "cancelled" and not reader.done:
+                    yield Cut(index, chunk.usage)
                     raise CutShortError
                 parsed = reader.parsed
                 reason = parsed.finish_reason("stop" if reader.done else chunk.usage.finish_reason)
@@ -215,27 +227,41 @@ def _reader(asked: Asked) -> _Reader:
 
 
 class _Tokens:
-    """Which tokens wrote the content: those since the last piece of a thought or a call."""
+    """Which tokens wrote the content: those since the last piece of a thought or a call, and none of a stop string."""
 
-    def __init__(self, engine: ChatEngine, *, wanted: bool) -> None:
-        self._wanted = wanted
+    def __init__(self, engine: ChatEngine, sampling: Sampling) -> None:
+        self._wanted, self._stops = sampling.log_probs, bool(sampling.stop)
         self.all: list[TokenLogprob] = []
         self._engine = engine
-        self._undecided: list[TokenLogprob] = []
+        self._undecided: list[tuple[int, TokenLogprob]] = []
+        """With the byte of the answer that each begins at."""
+        self._made = 0
+        """Bytes that tokens have written."""
+        self._said = 0
+        """Bytes of the answer's text: what may yet become a stop string is held back, though its tokens are here."""
 
     def of(self, chunk: Chunk, events: list[Event], *, over: bool) -> tuple[TokenLogprob, ...]:
         """Those that are certain to be of the content by now."""
         if self._wanted:  # an engine may give them, or zeros, unasked
-            self._undecided += self._read(chunk)
+            for token in self._read(chunk):
+                written = bytes(token.bytes or ())
+                if not self._made and written.startswith(b"\n"):
+                    self._said = 1  # GLM-4 opens its turn with it, and the text is without
+                self._undecided.append((self._made, token))
+                self._made += len(written)
+            self._said += len(chunk.text.encode(errors="replace"))
         if _THOUGHT_ENDS in chunk.text and not any(isinstance(event, TextDelta) for event in events):
             self._undecided = []  # it is a token of its own
         if not self._undecided or not (events or over):
             return ()
-        fresh, self._undecided = self._undecided, []
+        stopped = chunk.usage is not None and chunk.usage.finish_reason == "stop" and chunk.usage.stop_id is None
+        all_said = not self._stops or (over and not stopped)
+        fresh = tuple(token for begin, token in self._undecided if all_said or begin < self._said)
+        self._undecided = [] if over else self._undecided[len(fresh) :]
         if events and not any(isinstance(event, TextDelta) for event in events):
             return ()
         self.all += fresh
-        return tuple(fresh)
+        return fresh
 
     def _read(self, chunk: Chunk) -> Iterator[TokenLogprob]:
         for written, value in zip(self._engine.token_bytes(chunk.token_ids), chunk.log_probs, strict=True):

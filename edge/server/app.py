@@ -44,6 +44,7 @@ def build(desk: Desk) -> FastAPI:
     app.openapi = lambda: document  # type: ignore[method-assign]
     html = page(document)
 
+    @app.head("/", include_in_schema=False)
     @app.get("/", include_in_schema=False)
     @app.get("/docs", include_in_schema=False)
     async def describe() -> HTMLResponse:
@@ -103,6 +104,7 @@ def _routes(app: FastAPI, desk: Desk) -> None:
                                param="model", code="model_not_found", status=404)  # fmt: skip
         return reply(card)
 
+    @app.head("/health", include_in_schema=False)
     @app.get("/health", tags=["server"], responses={
         200: {"model": Health}, 503: {"model": Health, "description": "It cannot answer, yet or any more."},
         **{code: kind for code, kind in told(Health).items() if code == 403},

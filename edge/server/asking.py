@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from edge.messages import Conversation, Sampling
+from edge.messages import Conversation, Sampling, Tokens
 from edge.npu import check_prompt
 from edge.runtime import sampling as samplings
 from edge.runtime.context import room_for_answer
 from edge.runtime.interface import ChatEngine
-from edge.server.faults import RefusedError
+from edge.server.faults import RefusedError, shallow
 from edge.server.protocol import COMPLETION_TOKENS, ChatRequest, CompletionRequest
 from edge.tools.constrain import Demand, demand
 from edge.tools.render import conversation, legacy
@@ -58,6 +58,7 @@ def check_model(asked: str | None, loaded: str) -> None:
         )  # fmt: skip
 
 
+@shallow()
 def chat(engine: ChatEngine, request: ChatRequest) -> Asked:
     """Understand a chat.
 
@@ -88,6 +89,7 @@ def chat(engine: ChatEngine, request: ChatRequest) -> Asked:
     return Asked(parts, n, wanted, engine.opens_thought, request.functions is not None)
 
 
+@shallow()
 def completion(engine: ChatEngine, request: CompletionRequest) -> Asked:
     """Understand text to be gone on with.
 
@@ -99,7 +101,13 @@ def completion(engine: ChatEngine, request: CompletionRequest) -> Asked:
         _check(engine, prompt, sampling)
     n = request.n or 1
     parts = tuple(Part(prompt, each) for prompt in request.prompts for each in _several(sampling, n))
-    return Asked(parts, n, None, echo=tuple(request.prompts) if request.echo else ())
+    return Asked(parts, n, None, echo=tuple(_text(engine, each) for each in request.prompts) if request.echo else ())
+
+
+def _text(engine: ChatEngine, prompt: str | Tokens) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    return b"".join(engine.token_bytes(prompt.ids)).decode(errors="replace")
 
 
 def _sampling(request: ChatRequest | CompletionRequest, max_new_tokens: int | None, log_probs: bool) -> Sampling:

@@ -18,19 +18,22 @@ from starlette.types import Receive, Scope
 from edge.errors import DeviceError, EdgeError, ModelError, ResourceError
 from edge.runtime.interface import ChatEngine
 from edge.server import asking, faults, streaming, whole
-from edge.server.answering import Ended, Happening, Notice, Piece, happenings
+from edge.server.answering import Cut, Ended, Happening, Notice, Piece, happenings
 from edge.server.asking import Asked
 from edge.server.faults import RefusedError
 from edge.server.numbers import Numbers
 from edge.server.options import Options
 from edge.server.protocol import ChatRequest, CompletionRequest
 from edge.server.queueing import Gate
+from edge.server.reading import GoneError, Readers, in_thread
 from edge.server.replies import Reply
 from edge.server.sending import EventStream, reply
-from edge.server.work import GoneError, Work
+from edge.server.work import Work, late
 
 CLIENT_GONE = 499
 """Status of what nobody is there to read, as nginx has it."""
+CUT_SHORT = 503
+"""Status of what the end of the server has cut short."""
 log = logging.getLogger("edge.server")
 
 
@@ -66,7 +69,8 @@ class Desk:
         """Requests for answers that are here, waiting or not."""
         self._engine: ChatEngine | None = None
         self._works: set[Work] = set()
-        self.gate = Gate(lambda: 1 if self._engine is None else self._engine.together, options.queue)
+        self.gate = Gate(self._places, options.queue)
+        self._readers = Readers(lambda: options.queue + self._places())
         self.numbers = Numbers(
             waiting=lambda: self.gate.waiting, running=lambda: self.gate.running,
             cache_share=lambda: None if self._engine is None else self._engine.cache_share,
@@ -102,8 +106,13 @@ class Desk:
         """By which the model is asked for."""
         return self.options.name or engine.name
 
+    def _places(self) -> int:
+        return 1 if self._engine is None else self._engine.together
+
     def end_all(self) -> None:
-        """End what is being answered; who asked is told."""
+        """End what is being answered, or read; who asked is told."""
+        for _ in range(self._readers.end_all()):
+            self.numbers.cancelled("shutdown")
         for work in self._works:
             self.numbers.cancelled("shutdown")
             work.end(faults.CutShortError())
@@ -118,25 +127,32 @@ class Desk:
         engine = self.engine()
         self.gate.check()  # before the body is read, which may be large
         try:
-            body = await asyncio.wait_for(read_body(request, self.options.body_bytes), self.options.body_seconds)
+            body = await self._readers.watched(read_body(request, self.options.body_bytes), self.options.body_seconds)
         except asyncio.TimeoutError:
             raise RefusedError(f"the body was not there after {self.options.body_seconds:g} s", hint="Send it faster.",
                                code="timeout", status=408) from None  # fmt: skip
         except ClientDisconnect:
             return self._gone(request.scope)
-        asked_for: ChatRequest | CompletionRequest = await asyncio.to_thread(faults.read, kind.request, body)
-        if self.options.log_prompts:
-            log.info("asked: %s", json.dumps(asked_for.model_dump(exclude_none=True, by_alias=True)))
-        asking.check_model(asked_for.model, self.model_name(engine))
-        asked = await asyncio.to_thread(kind.understand, engine, asked_for)
-        self.engine()  # it may have begun to end meanwhile
-        at_once = max(1, min(len(asked.parts), engine.together))
-        work = Work(
-            self.gate, len(asked.parts), lambda cancelled: happenings(engine, asked, cancelled, at_once),
-            arrived=arrived, seconds=self.options.timeout_seconds,
-        )  # fmt: skip
-        self._works.add(work)
         gone = asyncio.create_task(_disconnected(request.receive))
+        try:
+            left = arrived + self.options.timeout_seconds - time.monotonic()
+            reading = self._readers.read(self._understood, engine, kind, body)
+            asked_for, asked = await self._readers.watched(reading, left, gone)
+            self.engine()  # it may have begun to end meanwhile
+            at_once = max(1, min(len(asked.parts), engine.together))
+            work = Work(
+                self.gate, len(asked.parts), lambda cancelled: happenings(engine, asked, cancelled, at_once),
+                arrived=arrived, seconds=self.options.timeout_seconds, note=lambda event: self._count(event, asked.n),
+            )  # fmt: skip
+        except BaseException as error:
+            gone.cancel()
+            if isinstance(error, GoneError):
+                return self._gone(request.scope)
+            if isinstance(error, asyncio.TimeoutError):
+                self.numbers.cancelled("timeout")
+                raise late(self.options.timeout_seconds) from None
+            raise
+        self._works.add(work)
         gone.add_done_callback(lambda task: None if task.cancelled() else work.end(GoneError()))
 
         def close() -> None:
@@ -156,13 +172,21 @@ class Desk:
                 return EventStream(self._events(writer, first, seen, request.scope), close)
             ended = [event async for event in seen if isinstance(event, Ended)]
             close()
-            return reply(await asyncio.to_thread(kind.whole, head, asked, ended))
+            return reply(await in_thread(kind.whole, head, asked, ended))
         except GoneError:
             close()
             return self._gone(request.scope)
         except BaseException:
             close()
             raise
+
+    def _understood(self, engine: ChatEngine, kind: Kind, body: bytes) -> tuple[ChatRequest | CompletionRequest, Asked]:
+        """In a thread of the readers."""
+        request: ChatRequest | CompletionRequest = faults.read(kind.request, body)
+        if self.options.log_prompts:
+            log.info("asked: %s", json.dumps(request.model_dump(exclude_none=True, by_alias=True)))
+        asking.check_model(request.model, self.model_name(engine))
+        return request, kind.understand(engine, request)
 
     async def _events(
         self, writer: streaming.Writer, first: Happening | None, seen: AsyncGenerator[Happening | None, None],
@@ -185,7 +209,9 @@ class Desk:
         except Exception as error:
             if not isinstance(error, EdgeError):
                 faults.log_fault(error, with_message=self.options.log_prompts)
-            yield streaming.error_event(faults.describe(error)[1])
+            status, told, _ = faults.describe(error)
+            scope["edge.status"] = status  # for counting: who asked has long been told of a good beginning
+            yield streaming.error_event(told)
 
     def _written(self, writer: streaming.Writer, happening: Happening | None) -> list[bytes]:
         if happening is None:
@@ -195,7 +221,7 @@ class Desk:
         return [streaming.event(piece) for piece in writer.write(happening)]
 
     async def _seen(self, work: Work, arrived: float, scope: Scope) -> AsyncGenerator[Happening | None, None]:
-        """What happens, counted."""
+        """What happens, with what comes of it for the request and the server."""
         first, usages = True, []
         try:
             async for event in work.happenings():
@@ -204,7 +230,6 @@ class Desk:
                     self.numbers.first_token(time.monotonic() - arrived)
                 elif isinstance(event, Ended):
                     self.failing = False
-                    self.numbers.answer(event.usage, event.reason)
                     usages.append(event.usage)
                 elif isinstance(event, Notice):
                     log.warning("%s", event.text)
@@ -223,9 +248,15 @@ class Desk:
                           ("prompt_tokens", "completion_tokens"))  # fmt: skip
             scope["edge.told"] = f", {read:,} tokens read, {made:,} written" if usages else ""
 
+    def _count(self, event: Happening, n: int) -> None:
+        """Count an answer, also one that nobody waits for any more: the device has worked for it."""
+        if isinstance(event, (Ended, Cut)):
+            reason = event.reason if isinstance(event, Ended) else None
+            self.numbers.answer(event.usage, reason, first=event.index % n == 0)
+
     def _gone(self, scope: Scope) -> Response:
         self.numbers.cancelled("client")
-        scope["edge.told"] = ", the client has gone"
+        scope["edge.told"], scope["edge.status"] = ", the client has gone", CLIENT_GONE
         return Response(status_code=CLIENT_GONE)
 
 
@@ -235,6 +266,10 @@ async def read_body(request: Request, limit: int) -> bytes:
     Raises:
         RefusedError: it is larger than `limit` bytes, whatever it says of itself, or says that it is no JSON.
     """
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding != "identity":
+        raise RefusedError(f"the content encoding {encoding[:80]!r} is not read", hint="Send it as it is.",
+                           code="unsupported_media_type", status=415)  # fmt: skip
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":  # also keeps out the forms of foreign pages, which need no leave to be sent
         raise RefusedError(f"the content type {kind[:80]!r} is not read", hint="Send application/json.",

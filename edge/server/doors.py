@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from urllib.parse import urlsplit
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edge.errors import EdgeError
-from edge.server.desk import Desk
+from edge.server.desk import CUT_SHORT, Desk
 from edge.server.faults import RefusedError, log_fault
 from edge.server.options import Options, is_loopback
 from edge.server.sending import fault
@@ -94,13 +95,17 @@ class Observed:
             await self._app(scope, receive, noting)
         except EdgeError as error:
             await fault(error)(scope, receive, noting)
+        except asyncio.CancelledError:
+            if not self._desk.draining:
+                raise
+            scope["edge.status"] = CUT_SHORT  # the server's end came before the answer's: there is nobody to raise to
         except Exception as error:
             log_fault(error, with_message=self._desk.options.log_prompts)
             if not status:
                 await fault(error)(scope, receive, noting)
         finally:
             self._desk.asked -= answering
-            seconds = time.monotonic() - started
+            seconds, status = time.monotonic() - started, scope.get("edge.status", status)
             self._desk.numbers.request(path, status, seconds)
             if path not in FREE and path != "/metrics":
                 told = scope.get("edge.told", "")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import traceback
+from collections.abc import Iterator
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import ValidationError
@@ -13,7 +15,7 @@ from edge.errors import ContextError, DeviceError, EdgeError, ModelError, Resour
 from edge.server.parts import UNSUPPORTED, Model
 from edge.server.replies import Fault, Faulty
 
-_TAGS = {"string", "array", "mode", "named", "builtin"}
+_TAGS = {"string", "array", "tokens", "token_arrays", "mode", "named", "builtin"}
 _FIRST = ("json_invalid", "union_tag_invalid", "union_tag_not_found", "none_required", "literal_error", "too_long")
 _SHOWN = 80
 log = logging.getLogger("edge.server")
@@ -53,19 +55,36 @@ def read(kind: type[Asked], body: bytes | str) -> Asked:
     Raises:
         RefusedError: it is no JSON, or a field is not known, not supported, or wrong; which one, and why.
     """
+    with shallow():
+        try:
+            return kind.model_validate_json(body)
+        except ValidationError as error:
+            _explain(error, body)
+
+
+@contextlib.contextmanager
+def shallow() -> Iterator[None]:
+    """Refuse what nests so deeply that Python gives up on it.
+
+    Raises:
+        RefusedError: it does, somewhere: in a schema, in the arguments of a call.
+    """
     try:
-        return kind.model_validate_json(body)
-    except ValidationError as error:
-        _explain(error, body)
+        yield
+    except RecursionError:
+        raise RefusedError(
+            "something in the request nests too deeply to be read", hint="Flatten its schemas, and the arguments of "
+            "its calls.", code="invalid_value",
+        ) from None  # fmt: skip
 
 
-def describe(error: BaseException) -> tuple[int, Faulty, int | None]:
+def describe(error: BaseException, log: str = "The server's log") -> tuple[int, Faulty, int | None]:
     """HTTP status, body, and seconds after which to try again, of what was raised.
 
-    Of a fault nobody foresaw only the kind is told.
+    Of a fault nobody foresaw only the kind is told, and that `log` has more.
     """
     if not isinstance(error, EdgeError):
-        fault = Fault(message=f"This should not have happened ({type(error).__name__}). The server's log says where.",
+        fault = Fault(message=f"This should not have happened ({type(error).__name__}). {log} says where.",
                       type="server_error", param=None, code="internal_error")  # fmt: skip
         return 500, Faulty(error=fault), None
     status, kind, param, retry = 500, "server_error", None, None
@@ -123,12 +142,9 @@ def _explain(error: ValidationError, body: bytes | str) -> NoReturn:
     if field == "type" and path.startswith("messages[") and kind == "literal_error":
         raise RefusedError(f"{path} is {value}: this model reads text alone", param=path, code="unsupported_value",
                       hint="Send parts of the type text.")  # fmt: skip
-    if field in UNSUPPORTED and kind != "missing" and (field != "name" or kind == "none_required"):
+    if field in UNSUPPORTED and kind != "missing":
         raise RefusedError(f"{path} cannot be {value}: {UNSUPPORTED[field]}", param=path, code="unsupported_value",
                       hint="Leave it out.")  # fmt: skip
-    if field == "prompt" and (kind == "string_type" or "string" not in kind) and _ids(each["input"]):
-        raise RefusedError(f"{path} of token ids cannot be read", param=path, code="unsupported_value",
-                      hint="Send text.")  # fmt: skip
     if kind == "missing":
         raise RefusedError(f"{path} is missing", param=path, code="missing_parameter", hint="It is needed.")
     if kind == "model_type":
@@ -162,11 +178,6 @@ def _path(place: tuple[int | str, ...], data: Any) -> str:
         elif last and (isinstance(data, dict) or step not in _TAGS):
             path = f"{path}.{step}"
     return path.removeprefix(".")
-
-
-def _ids(value: Any) -> bool:
-    inner = value[0] if isinstance(value, list) and value else value
-    return isinstance(inner, (int, list)) and not isinstance(inner, bool)
 
 
 def _shown(value: Any) -> str:

@@ -60,7 +60,7 @@ class Numbers:
             "glm4_edge_prefix_cache_hit_tokens", "Tokens of prompts that came from the prefix cache", registry=own
         )  # fmt: skip
         self._hits = Counter(
-            "glm4_edge_prefix_cache_hits", "Answers whose prompt came from the prefix cache in part", registry=own
+            "glm4_edge_prefix_cache_hits", "Prompts that came from the prefix cache in part", registry=own
         )  # fmt: skip
         self._made = Counter("glm4_edge_completion_tokens", "Tokens of answers", registry=own)
         self._answers = Counter("glm4_edge_answers", "Answers by how they ended", ["finish_reason"], registry=own)
@@ -91,12 +91,19 @@ class Numbers:
         """A request's turn has come."""
         self._queued.observe(seconds)
 
-    def answer(self, usage: Usage, reason: str) -> None:
-        """An answer is there."""
-        self._answers.labels(reason).inc()
-        self._prompt.inc(usage.prompt_tokens)
+    def answer(self, usage: Usage, reason: str | None, *, first: bool) -> None:
+        """An answer is there, or was ended before its end.
+
+        Args:
+            reason: why it ended; None: it was ended.
+            first: of the answers to its prompt, which is counted once.
+        """
+        if reason is not None:
+            self._answers.labels(reason).inc()
         self._made.inc(usage.completion_tokens)
-        if usage.cached_tokens:
+        if first:
+            self._prompt.inc(usage.prompt_tokens)
+        if first and usage.cached_tokens:
             self._cached.inc(usage.cached_tokens)
             self._hits.inc()
         if usage.tpot_seconds is not None:

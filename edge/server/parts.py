@@ -18,7 +18,6 @@ UNSUPPORTED = {
     "logit_bias": "the engine cannot weigh single tokens",
     "modalities": "this model writes text alone",
     "moderation": "nothing is moderated here",
-    "name": "the model's prompt has no place for it; put it into the content",
     "prediction": "the engine does not speculate",
     "prompt_cache_options": "prompts are kept by themselves as long as there is room",
     "prompt_cache_retention": "prompts are kept by themselves as long as there is room",
@@ -54,6 +53,14 @@ def kind(value: Any) -> str:
     return "string" if isinstance(value, str) else "array"
 
 
+def prompt_kind(value: Any) -> str:
+    """For what may also be tokens."""
+    first = value[0] if isinstance(value, list) and value else None
+    if isinstance(first, list):
+        return "token_arrays"
+    return "tokens" if isinstance(first, (int, float)) and not isinstance(first, bool) else kind(value)
+
+
 class TextPart(Model):
     """A piece of content; this model reads text alone."""
 
@@ -84,6 +91,10 @@ class ToolCall(Model):
     id: str = Field(min_length=1)
     type: Literal["function"] = "function"
     function: FunctionCall
+    index: int | None = Field(None, description="Taken and used for nothing: OpenAI's package sends it back.")
+
+
+Nameless = Annotated[str | None, Field(description="Taken; the model is not told it, its prompt has no place for it.")]
 
 
 class SystemMessage(Model):
@@ -91,7 +102,7 @@ class SystemMessage(Model):
 
     role: Literal["system", "developer"]
     content: Content
-    name: None = None
+    name: Nameless = None
 
 
 class UserMessage(Model):
@@ -99,7 +110,7 @@ class UserMessage(Model):
 
     role: Literal["user"]
     content: Content
-    name: None = None
+    name: Nameless = None
 
 
 class AssistantMessage(Model):
@@ -110,7 +121,7 @@ class AssistantMessage(Model):
     reasoning_content: str | None = None
     tool_calls: list[ToolCall] | None = None
     function_call: FunctionCall | None = None
-    name: None = None
+    name: Nameless = None
     parsed: Any = Field(None, description="The content again, as OpenAI's package sends it back.")
     refusal: None = None
     audio: None = None
@@ -233,6 +244,18 @@ class StreamOptions(Model):
     include_usage: bool | None = None
     include_obfuscation: Off | None = None
 
+
+_Ids = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1, fail_fast=True)]
+MOST_ANSWERS = 32
+"""To one request: prompts times n."""
+Prompt = Annotated[
+    Annotated[str, Field(min_length=1), Tag("string")]
+    | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=MOST_ANSWERS), Tag("array")]
+    | Annotated[_Ids, Tag("tokens")]
+    | Annotated[list[_Ids], Field(min_length=1, max_length=MOST_ANSWERS), Tag("token_arrays")],
+    Discriminator(prompt_kind),
+]
+"""Texts, or tokens as they stand: special ones included, and nothing put before them."""
 
 Stop = Annotated[
     Annotated[str, Field(min_length=1), Tag("string")]

@@ -10,27 +10,27 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from edge.messages import Tokens
 from edge.server.parts import (
+    MOST_ANSWERS,
     Function,
     FunctionChoice,
     Message,
     Model,
     Off,
+    Prompt,
     ResponseFormat,
     Stop,
     StreamOptions,
     Tool,
     ToolChoice,
-    kind,
 )
 from edge.tools.constrain import MOST_TOOLS
 
 MOST_MESSAGES = 2048
-MOST_ANSWERS = 32
-"""To one request: prompts times n."""
 DEEPEST_JSON = 64
 """How deep a tool or a response format may nest."""
 COMPLETION_TOKENS = 16
@@ -50,7 +50,11 @@ class _Asked(Model):
     repetition_penalty: float | None = Field(None, gt=0, le=100, description="Not OpenAI's: above 1 repeats less.")
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="Answer i of n is drawn with seed + i.")
+    seed: int | None = Field(
+        None, ge=-(2**63), lt=2**63,
+        description="Answer i of n is drawn with seed + i. Beside other requests a token may come out otherwise, even "
+                    "with the same seed: sums are rounded differently.",
+    )  # fmt: skip
     stop: Stop | None = None
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
     user: str | None = Field(None, description="Taken and used for nothing.")
@@ -74,12 +78,7 @@ class _Asked(Model):
 class CompletionRequest(_Asked):
     """`POST /v1/completions`: text that is gone on with."""
 
-    prompt: Annotated[
-        Annotated[str, Field(min_length=1), Tag("string")]
-        | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=MOST_ANSWERS),
-                    Tag("array")],
-        Discriminator(kind),
-    ]  # fmt: skip
+    prompt: Prompt = Field(description="One or several: text, or tokens as they stand, special ones included.")
     max_tokens: int | None = Field(None, ge=1, description=f"Left out, {COMPLETION_TOKENS}.")
     echo: bool | None = Field(None, description="Give the prompt back in front of the answer.")
     logprobs: Annotated[int, Field(ge=0, le=0)] | None = Field(
@@ -100,9 +99,13 @@ class CompletionRequest(_Asked):
         return self
 
     @property
-    def prompts(self) -> list[str]:
+    def prompts(self) -> list[str | Tokens]:
         """One or several."""
-        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if all(isinstance(each, int) for each in self.prompt):
+            return [Tokens(tuple(self.prompt))]  # type: ignore[arg-type]  # looked at just now
+        return [each if isinstance(each, str) else Tokens(tuple(each)) for each in self.prompt]  # type: ignore[arg-type]
 
 
 class ChatRequest(_Asked):

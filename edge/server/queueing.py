@@ -105,6 +105,12 @@ class Gate:
             ticket.begin()
 
     def _retry_seconds(self) -> int:
-        """About when a place will be free: by the mean of the last answers."""
-        mean = sum(self._seconds) / len(self._seconds) if self._seconds else 1.0
+        """About when a place will be free: by the last answers, and those that run.
+
+        One that runs is likely to go on for about as long as it has run, whatever those before it took.
+        """
+        now = time.monotonic()
+        before = sum(self._seconds) / len(self._seconds) if self._seconds else 1.0
+        running = [max(before, 2 * (now - one.begun)) for one in self._inside if one.begun is not None]
+        mean = sum(running) / len(running) if running else before
         return min(_LONGEST_RETRY_SECONDS, max(1, math.ceil(mean * (self.waiting + 1) / max(1, self._places()))))

@@ -5,6 +5,7 @@ The only importer of uvicorn.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import ipaddress
 import logging
@@ -22,6 +23,10 @@ from edge.server.options import Options
 Say = Callable[[str], None]
 _FLUSH_SECONDS = 3.0
 """For what tells the askers that their answers were ended."""
+_CLOSE_SECONDS = 15.0
+"""For an engine to end what it is at and give its memory back."""
+_OURS = ("loading", "reading", "answer", "answers", "generation", "closing")
+"""Threads that may be left when the server has ended: a thread cannot be told to end."""
 
 
 def require() -> None:
@@ -75,6 +80,8 @@ def address(bound: socket.socket, host: str) -> str:
 def serve(bound: socket.socket, options: Options, load: Callable[[], object], say: Say) -> None:
     """Serve until told to end (Ctrl-C, SIGTERM); then what runs has `options.drain_seconds` to finish.
 
+    Threads that do not end by then are left behind; see `leave`.
+
     Args:
         bound: see `bind`; closed here.
         load: gives the engine, a `ChatEngine`; called in a thread, while /health already says "loading".
@@ -127,6 +134,9 @@ def serve(bound: socket.socket, options: Options, load: Callable[[], object], sa
                         "Ctrl-C again ends them now.")  # fmt: skip
             if desk.asked and not self.told and (now >= self.ends_at or self.signals > 1):
                 self.told, self.ends_at = True, now
+                logging.getLogger("uvicorn.error").setLevel(
+                    logging.CRITICAL
+                )  # who cannot be told is cut off in silence
                 desk.end_all()
             return not desk.asked or now >= self.ends_at + _FLUSH_SECONDS
 
@@ -143,6 +153,8 @@ def serve(bound: socket.socket, options: Options, load: Callable[[], object], sa
             engines.append(engine)
             engine.warm_up()
             desk.open(engine)
+            if server.signals:  # told to end meanwhile
+                return
             told = f"{desk.model_name(engine)} on {engine.device}, a context of {engine.context_length:,} tokens"
             say(f"Ready: {told}, {engine.together} answers at once. {_how(where, options)}")
         except BaseException as error:  # of whoever started the server
@@ -152,14 +164,39 @@ def serve(bound: socket.socket, options: Options, load: Callable[[], object], sa
     loading = threading.Thread(target=open_model, name="loading", daemon=True)
     server.run(sockets=[bound])
     if loading.is_alive():
-        say("The model is still being loaded; when it is, this ends. Ctrl-C ends it now.")
-        while loading.is_alive():  # in pieces: Windows does not interrupt one long wait
-            loading.join(0.2)
+        say(f"The model is still being loaded; when it is, or after {options.drain_seconds:g} s, this ends. "
+            "Ctrl-C ends it now.")  # fmt: skip
+        _wait(loading, options.drain_seconds)
     for engine in engines:
-        engine.close()
+        closing = threading.Thread(target=engine.close, name="closing", daemon=True)
+        closing.start()
+        _wait(closing, _CLOSE_SECONDS)
     if failed:
         raise failed[0]
     say("Ended.")
+
+
+def leave() -> None:
+    """End the process after `serve` at once, where a thread is left that is in the middle of something.
+
+    Python would wait for it, or take down under it what it uses.
+    """
+    left = [thread for thread in threading.enumerate() if thread.name in _OURS]
+    for thread in left:
+        thread.join(1 / len(left))
+    if not any(thread.is_alive() for thread in left):
+        return
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # closed, or nobody reads it any more
+            stream.flush()
+    os._exit(0)
+
+
+def _wait(thread: threading.Thread, seconds: float) -> None:
+    ends = time.monotonic() + seconds
+    while thread.is_alive() and time.monotonic() < ends:  # in pieces: Windows does not interrupt one long wait
+        thread.join(0.2)
 
 
 def _taken(host: str, port: int, error: OSError) -> UsageError:

@@ -43,7 +43,8 @@ class Head:
     """Unix time."""
     model: str
     system_fingerprint: str
-    """Of what answers are made with: the same one, seed and request give the same answer."""
+    """Of what answers are made with. The same one, seed and request give the same answer where it is made alone;
+    beside others, in a batch, sums are rounded differently, and a token may come out otherwise."""
 
     @classmethod
     def of(cls, engine: ChatEngine, kind: Literal["chatcmpl", "cmpl"], model: str | None = None) -> Head:

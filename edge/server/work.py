@@ -13,8 +13,12 @@ from edge.server.faults import RefusedError
 from edge.server.queueing import Gate
 
 
-class GoneError(Exception):
-    """Who asked has gone."""
+def late(seconds: float) -> RefusedError:
+    """What is said of an answer that took too long."""
+    return RefusedError(
+        f"the answer was not there after {seconds:g} s", code="timeout", status=504,
+        hint="Ask for fewer tokens, or start the server with a larger --timeout.",
+    )  # fmt: skip
 
 
 class Work:
@@ -26,6 +30,7 @@ class Work:
         produce: makes them, in the thread, until the event is set.
         arrived: when the request did, by `time.monotonic`.
         seconds: that it may take since, the waiting included.
+        note: told what happens by the event loop, also what comes when nobody waits for it any more.
 
     Raises:
         RefusedError: the queue is full.
@@ -33,9 +38,9 @@ class Work:
 
     def __init__(
         self, gate: Gate, count: int, produce: Callable[[threading.Event], Iterator[Happening]], *, arrived: float,
-        seconds: float,
+        seconds: float, note: Callable[[Happening], None] = lambda happening: None,
     ) -> None:  # fmt: skip
-        self._gate, self._produce = gate, produce
+        self._gate, self._produce, self._note = gate, produce, note
         self._seconds = seconds
         self._deadline = arrived + seconds
         self._loop = asyncio.get_running_loop()
@@ -64,10 +69,7 @@ class Work:
                     event = await asyncio.wait_for(self._inbox.get(), max(0.0, min(left, self.beat_seconds)))
                 except asyncio.TimeoutError:
                     if time.monotonic() >= self._deadline:
-                        raise RefusedError(
-                            f"the answer was not there after {self._seconds:g} s", code="timeout", status=504,
-                            hint="Ask for fewer tokens, or start the server with a larger --timeout.",
-                        ) from None  # fmt: skip
+                        raise late(self._seconds) from None
                     yield None
                     continue
                 if event is None:
@@ -89,13 +91,13 @@ class Work:
             self._gate.leave(self._ticket)
 
     def _start(self) -> None:
-        threading.Thread(target=self._run, name="answer").start()
+        threading.Thread(target=self._run, name="answer", daemon=True).start()
 
     def _run(self) -> None:
         outcome: BaseException | None = None
         try:
             for event in self._produce(self._cancelled):
-                self._tell(self._inbox.put_nowait, event)
+                self._tell(self._came, event)
         except BaseException as error:
             outcome = error
         self._tell(self._ended, outcome)
@@ -103,6 +105,10 @@ class Work:
     def _tell(self, function: Callable[..., object], *arguments: object) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended, and with it everybody who would hear it
             self._loop.call_soon_threadsafe(function, *arguments)
+
+    def _came(self, event: Happening) -> None:
+        self._note(event)
+        self._inbox.put_nowait(event)
 
     def _ended(self, outcome: BaseException | None) -> None:
         self._gate.leave(self._ticket)

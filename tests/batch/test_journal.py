@@ -52,6 +52,26 @@ def test_a_journal_torn_anywhere_gives_its_whole_lines(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "bad",
+    [b"{}", b"[]", b"{", b'{"line": 7}', b'{"line": 7, "record": {}}', b'{"line": "7", "record": {"custom_id": "a"}}',
+     b'{"record": {"custom_id": "a", "response": null, "error": {"message": "x"}}}', b"[" * 100_000, b"\xff", b"",
+     b'{"line": 7, "record": {"custom_id": "a", "response": null, "error": null}}'],
+    ids=lambda bad: bad[:40].decode(errors="replace"),
+)  # fmt: skip
+def test_a_line_without_an_answer_costs_no_other_one(bad: bytes, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    with Journal.take_up(out, BEGUN) as journal:
+        for number in (1, 2):
+            journal.add(number, record(number))
+    head, first, second = partial(out).read_bytes().splitlines(keepends=True)
+    partial(out).write_bytes(head + first + bad + b"\n" + second)
+    with Journal.take_up(out, BEGUN) as journal:
+        assert journal.done == {1, 2}
+        journal.add(3, record(3))
+        assert [journal.record(number) for number in (1, 2, 3)] == [record(1), record(2), record(3)]
+
+
+@pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"input": "other"}, "was begun with another input"),

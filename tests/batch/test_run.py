@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import pytest
@@ -115,11 +116,40 @@ def test_a_device_that_fails_at_everything_ends_the_batch_without_answers_made_u
 
 def test_a_fault_of_ours_is_raised() -> None:
     class Broken(EchoEngine):
-        def count_tokens(self, conversation: Conversation) -> int:
+        def token_bytes(self, token_ids: Sequence[int]) -> list[bytes]:
             raise KeyError("ours")
+
+        def stream(self, *_: Any, **__: Any) -> Generator[Chunk, None, None]:
+            self.token_bytes([1])
+            yield Chunk("")
 
     with pytest.raises(KeyError, match="ours"):
         list(run(Broken(), asked("a", "b"), Given()))
+
+
+def test_a_line_that_cannot_be_read_has_a_record_and_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(EchoEngine):
+        def count_tokens(self, conversation: Conversation) -> int:
+            if "bad" in str(conversation):
+                raise KeyError("ours")
+            return super().count_tokens(conversation)
+
+    one, bad, three = [each.record for each in run(Broken(), asked("one", "bad", "three"), Given())]
+    assert (content(one), content(three)) == ("one", "three")
+    assert bad["response"]["status_code"] == 500 and bad["response"]["body"]["error"]["code"] == "internal_error"
+    assert fault_of(bad) == "This should not have happened (KeyError). Standard error says where."
+    assert "KeyError: 'ours'" in caplog.text and "count_tokens" in caplog.text
+    with pytest.raises(EdgeError, match=f"{GIVE_UP} answers in a row failed"):
+        list(run(Broken(), asked(*["bad"] * 20), Given()))
+
+
+def test_what_nests_too_deeply_costs_its_own_line_alone() -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "python", "arguments": "[" * 200_000}}
+    said = [{"role": "assistant", "tool_calls": [call]}, {"role": "tool", "tool_call_id": "c", "content": "x"}]
+    text = "\n".join(json.dumps(each) for each in ("one", {"messages": said, "tools": [{"type": "python"}]}, "three"))
+    one, deep, three = [each.record for each in run(EchoEngine(), split(text.encode(), plain=False), Given())]
+    assert (content(one), content(three)) == ("one", "three")
+    assert deep["response"]["status_code"] in (200, 400)  # plain code, if strange code, or too deep; not a crash
 
 
 def test_closing_it_ends_what_is_under_way() -> None:

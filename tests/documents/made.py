@@ -7,8 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 
-def write_pdf(path: Path, pages: Sequence[str], *, picture_only: bool = False) -> Path:
-    """A valid PDF with a line of text on each page, Chinese included; or with a filled square instead."""
+def write_pdf(path: Path, pages: Sequence[str], *, picture_only: bool = False, shown: bytes = b"Tj") -> Path:
+    """A valid PDF with a line of text on each page, Chinese included; or with a filled square instead.
+
+    Args:
+        shown: how the text is shown, in PDF's operators; what stands for another text in it is in the same font.
+    """
     objects: list[bytes] = [
         b"<< /Type /Catalog /Pages 2 0 R >>",
         b"",
@@ -25,7 +29,7 @@ def write_pdf(path: Path, pages: Sequence[str], *, picture_only: bool = False) -
     ]
     kids = []
     for text in pages:
-        drawn = b"0 0 50 50 re f" if picture_only else b"BT /F1 12 Tf 20 100 Td <" + _hex(text) + b"> Tj ET"
+        drawn = b"0 0 50 50 re f" if picture_only else b"BT /F1 12 Tf 20 100 Td <" + _hex(text) + b"> " + shown + b" ET"
         objects += [
             f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 600 200] /Contents {len(objects) + 2} 0 R "
             "/Resources << /Font << /F1 3 0 R >> >> >>".encode(),

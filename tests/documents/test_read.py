@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import logging
+import tracemalloc
 import zipfile
+import zlib
 from pathlib import Path
 
 import pytest
@@ -51,7 +54,7 @@ def test_an_aes_encrypted_pdf_says_what_it_needs(tmp_path: Path, monkeypatch: py
     from pypdf import PageObject
     from pypdf.errors import DependencyError
 
-    def extract_text(self: PageObject) -> str:
+    def extract_text(self: PageObject, **how: object) -> str:
         raise DependencyError("cryptography>=3.1 is required for AES algorithm")
 
     monkeypatch.setattr(PageObject, "extract_text", extract_text)
@@ -262,6 +265,67 @@ def test_what_is_too_large_is_refused_before_it_is_read(tmp_path: Path, monkeypa
     assert (tmp_path / "bomb.docx").stat().st_size < 1_000_000
     with pytest.raises(DocumentError, match="when unpacked"):
         read(tmp_path / "bomb.docx")
+
+
+@pytest.mark.parametrize(
+    ("shown", "said"),
+    [
+        (b"Tj " + b"<0041> Tj " * 300_000, "page 1 has more than 100,000 pieces of text"),
+        (b"Tj " + (b"[" + b"<0041> " * 9_000 + b"] TJ ") * 20, "page 1 has more than 100,000 pieces of text"),
+        (b"Tj " + b"0 0 m " * 4_000_000, "page 1 has 24,000,0"),
+        (b"Tj " + b" " * 90_000_000, "a part of it is beyond what its reader takes"),
+    ],
+    ids=["pieces", "arrays of pieces", "drawing", "a bomb"],
+)  # fmt: skip
+def test_a_page_that_would_take_minutes_is_refused(shown: bytes, said: str, tmp_path: Path) -> None:
+    write_pdf(tmp_path / "r.pdf", ["Text."], shown=shown)
+    assert (tmp_path / "r.pdf").stat().st_size < 200_000
+    with pytest.raises(DocumentError, match=f"r.pdf is too large: {said}"):
+        read(tmp_path / "r.pdf")
+
+
+def test_the_pages_are_read_only_until_it_is_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "LARGEST_TEXT", 100)
+    write_pdf(tmp_path / "r.pdf", ["x" * 40] * 20)
+    seen: list[int] = []
+    with pytest.raises(DocumentError, match="120 characters of text on the first 3 pages, and 100 are read"):
+        read(tmp_path / "r.pdf", progress=lambda stage, done, total: seen.append(done))
+    assert seen == [0, 1, 2]
+
+
+@pytest.mark.parametrize("checked", [False, True], ids=["a sum that is wrong", "a sum of what it says"])
+def test_an_archive_that_lies_about_its_size_is_not_unpacked(checked: bool, tmp_path: Path) -> None:
+    packed, told = tmp_path / "r.docx", bytes(5000)
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("word/document.xml", bytes(reading.LARGEST_FILE + 1_000_000))
+        (item,) = archive.infolist()
+    sizes = item.CRC.to_bytes(4, "little"), item.file_size.to_bytes(4, "little")
+    data = packed.read_bytes()
+    assert data.count(sizes[1]) == data.count(sizes[0]) == 2
+    data = data.replace(sizes[1], len(told).to_bytes(4, "little"))
+    if checked:
+        data = data.replace(sizes[0], zlib.crc32(told).to_bytes(4, "little"))
+    packed.write_bytes(data)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DocumentError, match="more than 200 MB when unpacked, whatever it says of itself"):
+            read(packed)
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    finally:
+        tracemalloc.stop()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("word/document.xml", bytes(9000))
+    packed.write_bytes(packed.read_bytes().replace((9000).to_bytes(4, "little"), (5000).to_bytes(4, "little")))
+    with pytest.raises(DocumentError, match="has 9,000 bytes, not 5,000 as told"):
+        read(packed)
+
+
+def test_a_long_field_is_valid_csv(tmp_path: Path) -> None:
+    limit = csv.field_size_limit()
+    (tmp_path / "r.csv").write_text('a,b\n1,"' + "x\n" * 100_000 + '"\n2,3\n', encoding="utf-8")
+    document = read(tmp_path / "r.csv")
+    assert (document.unit, len(document.marks), document.remarks) == ("row", 3, ())
+    assert csv.field_size_limit() == limit
 
 
 def test_an_archive_whose_names_are_no_text(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -144,6 +145,28 @@ def test_logprobs_have_the_bytes_of_each_token() -> None:
         ("a", [97], -0.25), ("你", [0xE4, 0xBD, 0xA0], -0.25)
     ]  # fmt: skip
     assert answer_chat(Told(*says("a")), chat()).choices[0].logprobs is None
+
+
+@pytest.mark.parametrize(
+    ("chunks", "content"),
+    [
+        ([("ab ", "ab ST"), ("", "OP more")], "ab "),  # what may become a stop string is held back, its tokens are not
+        ([("", "\n"), ("ab", "abS"), ("", "TOP")], "ab"),
+        ([("ab ", "ab ST"), ("STay", "ay")], "ab STay"),
+        ([("", "STOP")], ""),
+        ([("你", "你S"), ("", "TOP")], "你"),
+    ],
+)  # fmt: skip
+def test_logprobs_have_nothing_of_a_stop_string(chunks: list[tuple[str, str]], content: str) -> None:
+    given = [Chunk(text, token_ids=tuple(map(ord, ids)), log_probs=(-0.25,) * len(ids)) for text, ids in chunks]
+    given[-1] = replace(given[-1], usage=Usage(7, 9, 0.1, 0.01, "stop", stop_id=5 if "STay" in content else None))
+    engine = Told(*given)
+    choice = answer_chat(engine, chat(logprobs=True, stop="STOP")).choices[0]
+    assert choice.message.content == content and choice.logprobs is not None
+    assert "".join(each.token for each in choice.logprobs.content).removeprefix("\n") == content
+    pieces = [piece["choices"][0]["logprobs"] for piece in streamed(engine, chat(logprobs=True, stop="STOP"))]
+    told = "".join(each["token"] for piece in pieces if piece for each in piece["content"])
+    assert told.removeprefix("\n") == content
 
 
 def test_logprobs_are_those_of_the_content() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 import re
@@ -344,28 +345,17 @@ def test_prompts_are_logged_only_where_that_was_asked_for(caplog: pytest.LogCapt
             until(lambda: "my secret" in caplog.text)
 
 
-def test_metrics() -> None:
-    engine = Told(*says("a", "b", cached_tokens=4))
-    engine.cache_share = 0.25
-    with serving(engine) as live:
-        live.chat()
-        live.chat(stream=True)
-        live.chat(temperature=9)
-        for name, value in (
-            ('glm4_edge_requests_total{path="/v1/chat/completions",status="200"}', 2),
-            ('glm4_edge_requests_total{path="/v1/chat/completions",status="400"}', 1),
-            ("glm4_edge_prompt_tokens_total", 14), ("glm4_edge_completion_tokens_total", 4),
-            ("glm4_edge_prefix_cache_hit_tokens_total", 8), ("glm4_edge_prefix_cache_hits_total", 2),
-            ("glm4_edge_kv_cache_used_ratio", 0.25), ("glm4_edge_queue_length", 0), ("glm4_edge_ready", 1),
-            ("glm4_edge_time_to_first_token_seconds_count", 2), ("glm4_edge_queue_seconds_count", 2),
-            ("glm4_edge_time_per_output_token_seconds_count", 2), ("glm4_edge_time_per_output_token_seconds_sum", 0.02),
-            ('glm4_edge_cancellations_total{reason="client"}', 0), ('glm4_edge_answers_total{finish_reason="stop"}', 2),
-        ):  # fmt: skip
-            assert live.number(name) == pytest.approx(value), name
-        for path in ("/a", "/b", "/v1/models/x", "/v1/models/y"):
-            live.http.get(path)
-        paths = set(re.findall(r'requests_total\{path="([^"]*)"', live.http.get("/metrics").text))
-        assert paths == {"/v1/chat/completions", "/metrics", "other", "/v1/models/{model}"}
+def test_it_answers_a_look_at_the_head(echo: Live) -> None:
+    for path in ("/health", "/"):
+        head = echo.http.head(path)
+        assert head.status_code == 200 and head.content == b"" and int(head.headers["content-length"]) > 0
+
+
+def test_a_packed_body_is_refused_by_its_encoding(echo: Live) -> None:
+    packed = gzip.compress(json.dumps(question()).encode())
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    refused = echo.http.post("/v1/chat/completions", content=packed, headers=headers)
+    assert refused.status_code == 415 and "'gzip'" in refused.json()["error"]["message"]
 
 
 def test_threads_do_not_stay() -> None:

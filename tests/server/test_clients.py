@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field
 from edge.errors import DeviceError
 from edge.messages import Chunk
 from edge.runtime.echo import EchoEngine
-from tests.server.engines import Counting, Live, Told, serving, until
+from tests.server.engines import Counting, Live, Told, says, serving, until
 
 KEY = "a-key-of-more-than-16"
 CAPITAL: list[Any] = [{"role": "user", "content": "What is the capital of France?"}]
@@ -183,6 +183,29 @@ class TestOpenAI:
         assert second.usage is not None and first.usage is not None
         assert second.usage.prompt_tokens > first.usage.prompt_tokens
 
+    def test_a_call_that_was_streamed_and_its_result_go_round(self, pocket: Live) -> None:
+        messages: list[Any] = [{"role": "user", "content": "What is the weather in Rome?"}]
+        asked: dict[str, Any] = {"model": "pocket", "tools": [WEATHER], "max_tokens": 200}
+        with client(pocket) as asking:
+            with asking.chat.completions.stream(messages=messages, tool_choice="required", **asked) as pieces:
+                message = pieces.get_final_completion().choices[0].message
+            assert message.tool_calls and message.tool_calls[0].model_dump()["index"] == 0
+            results = [{"role": "tool", "tool_call_id": call.id, "content": "23"} for call in message.tool_calls]
+            answer = asking.chat.completions.create(messages=[*messages, message, *results], **asked)
+        assert answer.choices[0].message.content or answer.choices[0].message.tool_calls
+
+    def test_tokens_are_gone_on_with(self, pocket: Live) -> None:
+        engine: Any = pocket.desk.engine()
+        ids = engine.encode("The capital of France is")
+        with client(pocket) as asking:
+            text, tokens = (
+                asking.completions.create(model="pocket", prompt=prompt, temperature=0, max_tokens=8, echo=True)
+                for prompt in ("The capital of France is", [ids, ids])
+            )
+            assert [each.text.removeprefix("[gMASK]<sop>") for each in tokens.choices] == [text.choices[0].text] * 2
+            with pytest.raises(openai.BadRequestError, match="is no token of"):
+                asking.completions.create(model="pocket", prompt=[10**8])
+
     def test_structured_outputs(self, pocket: Live) -> None:
         with client(pocket) as asking:
             answer = asking.chat.completions.parse(
@@ -256,6 +279,26 @@ class TestLangChain:
     def test_structured_output(self, method: str, pocket: Live) -> None:
         asking = self.model(pocket, max_tokens=200).with_structured_output(City, method=method)
         assert isinstance(asking.invoke("What is the capital of France?"), City)
+
+
+def test_a_streamed_call_goes_back_as_openais_package_has_it() -> None:
+    with serving(Told(*says('get_weather\n{"city": "Rome", "unit": "C"}'))) as live, client(live) as asking:
+        asked: dict[str, Any] = {"model": "echo", "tools": [WEATHER]}
+        with asking.chat.completions.stream(messages=CAPITAL, **asked) as pieces:
+            message: Any = pieces.get_final_completion().choices[0].message
+        (call,) = message.tool_calls
+        assert call.model_dump()["index"] == 0
+        result = {"role": "tool", "tool_call_id": call.id, "content": "23"}
+        asking.chat.completions.create(messages=[*CAPITAL, message, result], **asked)
+
+
+def test_langchain_may_name_who_speaks() -> None:
+    from langchain_core.messages import HumanMessage
+    from langchain_openai import ChatOpenAI
+
+    with serving(EchoEngine()) as live:
+        asking: Any = ChatOpenAI(base_url=f"{live.address}/v1", api_key="none", model="echo")
+        assert asking.invoke([HumanMessage("hello", name="Ann")]).content == "hello"
 
 
 def test_faults_are_openais_exceptions() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from edge.errors import EdgeError, UsageError
+from edge.messages import Tokens
 from edge.runtime.echo import EchoEngine
 from edge.server import asking
 from edge.server.faults import RefusedError, describe, read
@@ -106,7 +107,6 @@ UNSUPPORTED: list[tuple[dict[str, Any], str]] = [
     ({"prompt_cache_retention": "24h"}, "prompt_cache_retention"),
     ({"prompt_cache_options": {"mode": "x"}}, "prompt_cache_options"), ({"moderation": {}}, "moderation"),
     ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
-    ({"messages": [{"role": "user", "content": "x", "name": "me"}]}, "messages[0].name"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
      "messages[0].content[0].type"),
     ({"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]},
@@ -202,7 +202,10 @@ def test_a_tool_may_nest_only_so_deep_and_holds_only_json() -> None:
 
 
 PROMPTS: list[tuple[dict[str, Any], str]] = [
-    ({"prompt": [1, 2]}, "prompt[0]"), ({"prompt": [[1, 2]]}, "prompt[0]"), ({"prompt": ""}, "prompt"),
+    ({"prompt": [1, "a"]}, "prompt[1]"), ({"prompt": [[1], []]}, "prompt[1]"), ({"prompt": ""}, "prompt"),
+    ({"prompt": [-1]}, "prompt[0]"), ({"prompt": [[1], "a"]}, "prompt[1]"), ({"prompt": [True]}, "prompt[0]"),
+    ({"prompt": [[1, 2.5]]}, "prompt[0][1]"), ({"prompt": [[1]] * 33}, "prompt"), ({"prompt": ["a", 1]}, "prompt[1]"),
+    ({"prompt": [2**31]}, "prompt[0]"), ({"prompt": [[1]] * 9, "n": 4}, "n"), ({"prompt": [None]}, "prompt[0]"),
     ({"prompt": []}, "prompt"), ({"prompt": ["a", ""]}, "prompt[1]"), ({}, "prompt"), ({"prompt": 5}, "prompt"),
     ({"prompt": "x", "suffix": "y"}, "suffix"), ({"prompt": "x", "best_of": 2}, "best_of"),
     ({"prompt": "x", "logprobs": 3}, "logprobs"), ({"prompt": "x", "echo": True, "logprobs": 0}, "echo"),
@@ -217,9 +220,35 @@ def test_completions_that_cannot_be_had(sent: dict[str, Any], field: str) -> Non
     assert error.param == field and field.partition("[")[0] in error.message
 
 
-def test_token_ids_are_refused_as_such() -> None:
-    assert "token ids cannot be read" in refused(CompletionRequest, '{"prompt": [1, 2]}').message
-    assert "token ids cannot be read" in refused(CompletionRequest, '{"prompt": [[1, 2]]}').message
+@pytest.mark.parametrize(
+    ("prompt", "read"),
+    [("a", ["a"]), (["a", "b"], ["a", "b"]), ([97], [Tokens((97,))]), ([97, 98], [Tokens((97, 98))]),
+     ([[97], [98, 99]], [Tokens((97,)), Tokens((98, 99))])],
+)  # fmt: skip
+def test_prompts_are_texts_or_tokens(prompt: Any, read: list[Any]) -> None:
+    asked = asking.completion(EchoEngine(), CompletionRequest(prompt=prompt, n=2, echo=True))
+    assert [part.conversation for part in asked.parts] == [each for each in read for _ in range(2)]
+    assert "".join(asked.echo) == "abc"[: len("".join(asked.echo))] and len(asked.echo) == len(read)
+
+
+def test_names_of_who_speaks_are_taken_and_not_told() -> None:
+    roles = ("system", "developer", "user", "assistant")
+    named = [{"role": role, "content": "x", "name": "Me & you"} for role in roles]
+    plain = [{"role": role, "content": "x"} for role in roles]
+    engine = EchoEngine()
+    assert asking.chat(engine, chat(messages=named)) == asking.chat(engine, chat(messages=plain))
+    assert refused(ChatRequest, json.dumps({"messages": [{**named[0], "name": 5}]})).param == "messages[0].name"
+
+
+def test_what_nests_too_deeply_for_python_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    def deep(*_: Any, **__: Any) -> Any:
+        return json.loads("[" * 200_000)
+
+    monkeypatch.setattr(asking, "conversation", deep)
+    with pytest.raises(RefusedError, match="nests too deeply") as caught:
+        asking.chat(EchoEngine(), chat())
+    assert caught.value.status == 400
+    assert refused(ChatRequest, "[" * 200_000).status == 400
 
 
 def test_the_roles_and_their_turns() -> None:

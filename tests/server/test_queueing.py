@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from edge.errors import UsageError
+from edge.server import queueing
 from edge.server.faults import RefusedError
 from edge.server.options import Options, check_host, is_loopback, read_keys, readable_by_others
 from edge.server.queueing import Gate, Ticket
@@ -55,6 +57,28 @@ def test_one_more_than_may_wait_is_sent_away() -> None:
     room.take("c")
     room.gate.leave(second)
     assert room.begun == ["a", "b", "c"]
+
+
+def test_when_to_come_again_follows_those_that_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(queueing, "time", SimpleNamespace(monotonic=lambda: now))
+    gate = Gate(lambda: 2, longest=1)
+
+    def retry() -> int:
+        with pytest.raises(RefusedError) as caught:
+            gate.check()
+        assert caught.value.retry_seconds is not None
+        return caught.value.retry_seconds
+
+    short = gate.take(1, lambda: None)
+    gate.leave(short)  # of no length
+    first, *_ = [gate.take(1, lambda: None) for _ in range(3)]
+    assert retry() == 1
+    now += 10
+    assert retry() == 20  # two run, each for 20 s in all; two are to come to an end before a place is free
+    now += 100
+    assert retry() == 60
+    gate.leave(first)
 
 
 def test_without_a_queue_nobody_waits() -> None:

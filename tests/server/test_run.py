@@ -23,18 +23,29 @@ from edge.server import run
 from tests.server.engines import events, question, until
 
 SCRIPT = """
-import sys, time
+import sys, threading, time
 from edge.errors import DeviceError
 from edge.report import say
 from edge.runtime.echo import EchoEngine
 from edge.server import run
 from edge.server.options import Options
 
+class Engine(EchoEngine):
+    def count_tokens(self, conversation):
+        while "forever" in str(conversation):
+            pass
+        return super().count_tokens(conversation)
+
+    def stream(self, conversation, sampling, cancelled=None):
+        if "stuck" in str(conversation):
+            threading.Event().wait()
+        yield from super().stream(conversation, sampling, cancelled)
+
 def load():
     time.sleep({load_seconds})
     if {fails}:
         raise DeviceError("the GPU is not there", hint="Take the CPU.")
-    return EchoEngine(seconds_per_token={seconds_per_token})
+    return Engine(seconds_per_token={seconds_per_token})
 
 how = Options(drain_seconds={drain})
 try:
@@ -42,6 +53,7 @@ try:
 except DeviceError as error:
     say(f"Error: {{error}}")
     sys.exit(1)
+run.leave()
 """
 
 
@@ -144,11 +156,31 @@ def test_what_does_not_finish_is_ended_and_told(again: bool) -> None:
 
 
 @posix
-def test_told_to_end_while_it_loads_it_ends() -> None:
-    with served(load_seconds=2) as server:
+def test_threads_that_never_end_do_not_hold_up_the_end() -> None:
+    with served(drain=1) as server, ThreadPoolExecutor(8) as pool, socket.socket() as slow:
+        server.ready()
+        asked = [pool.submit(server.chat, text) for text in ("stuck", *["forever"] * 6)]
+        slow.connect((server.http.base_url.host, server.http.base_url.port))
+        slow.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                     b"Content-Length: 99\r\n\r\n{")  # fmt: skip
+        until(lambda: "glm4_edge_running_requests 1.0" in server.http.get("/metrics").text)
+        time.sleep(0.5)
+        server.process.send_signal(signal.SIGTERM)
+        assert [each.result(30).status_code for each in asked] == [503] * 7
+        assert b" 503 " in slow.recv(100)
+        assert server.process.wait(10) == 0
+        until(lambda: server.lines[-1] == "Ended.")
+        assert "Traceback" not in server.said and "Cancel" not in server.said
+
+
+@posix
+@pytest.mark.parametrize("drain", [20, 0.5])
+def test_told_to_end_while_it_loads_it_ends(drain: float) -> None:
+    with served(load_seconds=2 if drain > 2 else 60, drain=drain) as server:
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(20) == 0
         until(lambda: server.lines[-1] == "Ended.")
+        assert "Ready" not in server.said
 
 
 def test_a_port_that_is_taken() -> None:

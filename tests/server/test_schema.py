@@ -10,6 +10,8 @@ import schemathesis
 from hypothesis import HealthCheck, settings
 from schemathesis import checks
 
+from edge.errors import UsageError
+from edge.messages import Conversation, Tokens
 from edge.runtime.echo import EchoEngine
 from edge.server.app import build
 from edge.server.desk import Desk
@@ -20,9 +22,18 @@ from tests.server.engines import Live, serving
 KEY = "a-key-of-more-than-16"
 
 
+class Echo(EchoEngine):
+    """Knows, as a real engine does, that not every number is a token."""
+
+    def count_tokens(self, conversation: Conversation) -> int:
+        if isinstance(conversation, Tokens) and max(conversation.ids) > 0xFFF:
+            raise UsageError("there is no such token", hint="Send others.")
+        return super().count_tokens(conversation)
+
+
 @pytest.fixture(scope="module")
 def live() -> Iterator[Live]:
-    with serving(EchoEngine(), keys=(KEY.encode(),), queue=100) as server:
+    with serving(Echo(), keys=(KEY.encode(),), queue=100) as server:
         server.http.headers["authorization"] = f"Bearer {KEY}"
         yield server
         for path in ("/v1/chat/completions", "/v1/completions"):  # not all was refused

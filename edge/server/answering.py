@@ -223,7 +223,9 @@ def _one(engine: ChatEngine, asked: Asked, index: int, cancelled: threading.Even
 def _reader(asked: Asked) -> _Reader:
     if asked.demand is None:
         return _Plain()
-    return Parser(asked.demand.tools, opened=asked.opened, parallel=asked.demand.parallel)
+    return Parser(
+        asked.demand.tools, opened=asked.opened, parallel=asked.demand.parallel, formatted=asked.demand.formatted
+    )
 
 
 class _Tokens:

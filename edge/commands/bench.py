@@ -141,7 +141,7 @@ def _arms(
 ) -> list[Arm]:
     """Every model on every device."""
     from edge.bench.run import Arm
-    from edge.commands.named import exported
+    from edge.commands.named import exported, is_name
     from edge.manifest import Manifest
     from edge.runtime import devices
     from edge.runtime import plan as plans
@@ -160,7 +160,8 @@ def _arms(
                 plans.check_kv(place, kv_precision)
             properties = {} if kv_precision is None else {"KV_CACHE_PRECISION": kv_precision}
             settings = Settings(place, properties, context=context, rehearse=rehearse)
-            arms[model, place] = Arm(model, folder, settings)
+            name = model if is_name(model) else folder.resolve().name  # a record tells nothing of whose machine it is
+            arms[model, place] = Arm(name, folder, settings)
     return list(arms.values())
 
 

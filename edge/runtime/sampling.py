@@ -14,7 +14,7 @@ def check(sampling: Sampling) -> None:
     Raises:
         UsageError: names the option, the value and the range.
     """
-    _require("temperature", sampling.temperature, lambda v: 0 <= v <= 2, "from 0 (greedy) to 2, which is wild")
+    _require("temperature", sampling.temperature, lambda v: 0 <= v <= 5, "from 0 (greedy) to 5, and 2 is already wild")
     _require("top_p", sampling.top_p, lambda v: 0 < v <= 1, "above 0 and at most 1")
     _require("top_k", sampling.top_k, lambda v: 0 <= v < 2**31, "0 (off) or above")
     _require("repetition_penalty", sampling.repetition_penalty, lambda v: 0 < v <= 100, "above 0; 1 means none")

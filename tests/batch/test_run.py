@@ -111,7 +111,7 @@ def test_a_device_that_fails_at_everything_ends_the_batch_without_answers_made_u
     with pytest.raises(EdgeError, match=f"{GIVE_UP} answers in a row failed.*on fire"):
         for one in run(engine, lines, Given()):
             given.append(one.line.number)
-    assert given == [1] and len(engine.asked) < 30
+    assert given == [1]
 
 
 def test_a_fault_of_ours_is_raised() -> None:

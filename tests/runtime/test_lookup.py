@@ -76,6 +76,7 @@ class TestAnswersAreTheModelsOwn:
     def test_greedy(self, own: Engine, guessing: Engine, question: str) -> None:
         self.compare(own, guessing, question, "greedy")
 
+    @pytest.mark.heavy
     @pytest.mark.parametrize("how", SAMPLINGS)
     def test_otherwise(self, own: Engine, guessing: Engine, how: str) -> None:
         """The penalty is the checkpoint's own, which GenAI forgets where it guesses."""
@@ -87,6 +88,7 @@ class TestAnswersAreTheModelsOwn:
         assert got == ids
         assert (guessed.finish_reason, guessed.completion_tokens) == (usage.finish_reason, usage.completion_tokens)
 
+    @pytest.mark.heavy
     @pytest.mark.parametrize("kind", GRAMMARS)
     @pytest.mark.parametrize("question", ["copy", "story"])
     def test_in_a_form_that_is_prescribed(self, own: Engine, guessing: Engine, question: str, kind: str) -> None:

@@ -151,7 +151,7 @@ def claim_other_groups(folder: Path) -> None:
         (swap_layers, {"rows", "compression", "golden"}, "gate_up_proj.weight of the finished model is not"),
         (edit_template, {"template"}, "another chat template"),
         (remove_eos, {"stop ids"}, "[2] belongs among them"),
-        (swap_tokenizer, {"tokenizer", "template"}, "differs from the checkpoint's on"),
+        (swap_tokenizer, {"tokenizer", "template", "golden"}, "differs from the checkpoint's on"),
         (put_nan, {"weights", "lengths", "golden", "npu rehearsal", "compression"}, "an infinity or a NaN"),
         (claim_other_groups, {"weights"}, "per channel, where the recipe (int4, groups of 32)"),
     ],

@@ -179,8 +179,12 @@ def test_the_same_export_is_not_made_again(capsys: pytest.CaptureFixture[str], t
     command[-1] = "--group-size"  # a fault is met all the same
     assert _run([*command, "7"]) == 2
     command[-1:] = ["--for", "gpu"]  # another recipe, though its fields are the same
+    assert _run(command) == 1
+    assert "exported for cpu, not for igpu" in capsys.readouterr().err and Manifest.read(out).target == "cpu"
+    command.append("--force")
     fourth, err, _ = made()
     assert fourth > third and "Replacing" in err and Manifest.read(out).target == "igpu"
+    command.pop()
     write_checkpoint(folder, seed=1, vocab_size=320)
     fifth, err, _ = made()
     assert fifth > fourth and "Replacing" in err

@@ -98,7 +98,7 @@ def test_an_answer_through_a_crash(browser: Browser, program: Program, pocket_di
     finished(page)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy  # it exports the pocket model
 def test_from_nothing_to_a_chat_through_a_stopped_export(
     browser: Browser, program: Program, pocket_checkpoint: Path
 ) -> None:

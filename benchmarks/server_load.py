@@ -83,14 +83,14 @@ def main(
             begun = time.perf_counter()
             asked = _ask_all(address, level, count, tokens, f"{level} clients")
             loads.append({"clients": level, **figures(asked, time.perf_counter() - begun)})
-        memory = [{"requests": 0, "rss_bytes": process.memory_info().rss}]
+        memory = [{"requests": 0, "rss_bytes": _resident(process)}]
         wrong: Counter[int] = Counter()
         step = max(1, soak // 20)
         for done in range(0, soak, step):
             size = min(step, soak - done)
             asked = _ask_all(address, soak_clients, size, soak_tokens, f"memory, {done} of {soak}")
             wrong.update(one.status for one in asked if one.status != 200)
-            memory.append({"requests": done + size, "rss_bytes": process.memory_info().rss})
+            memory.append({"requests": done + size, "rss_bytes": _resident(process)})
         manifest = json.loads((model / "edge.json").read_text(encoding="utf-8"))
     result = {
         "machine": machine(),
@@ -105,6 +105,11 @@ def main(
     out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8", newline="\n")
     out.with_suffix(".md").write_text(report(result), encoding="utf-8", newline="\n")
     click.echo(report(result))
+
+
+def _resident(process: psutil.Process) -> int:
+    """Bytes of a process and of those it started: the model runs in one of its own."""
+    return sum(int(each.memory_info().rss) for each in (process, *process.children(recursive=True)))
 
 
 @contextmanager
@@ -226,7 +231,8 @@ def report(result: Mapping[str, Any]) -> str:
     growth = (later[-1]["rss_bytes"] - later[0]["rss_bytes"]) / 1e6
     lines += [
         "",
-        f"Memory of the server (resident) over {soak['requests']:,} more requests of {settings['soak_tokens']} tokens "
+        "Memory of the server and its model's process (resident) "
+        f"over {soak['requests']:,} more requests of {settings['soak_tokens']} tokens "
         f"by {settings['soak_clients']} clients, {sum(soak['errors'].values())} errors: "
         f"{memory[0]['rss_bytes'] / 1e6:,.0f} MB before, {later[0]['rss_bytes'] / 1e6:,.0f} MB after "
         f"{later[0]['requests']:,}, {memory[-1]['rss_bytes'] / 1e6:,.0f} MB after {memory[-1]['requests']:,} "

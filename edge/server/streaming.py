@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 from edge.messages import Usage
@@ -25,7 +26,7 @@ from edge.server.whole import Head, finish, text_logprobs, used
 from edge.tools.answer import ArgumentsDelta, CallStart, ReasoningDelta, TextDelta
 
 
-class Writer:
+class Writer(ABC):
     """Writes the pieces of one reply, in order.
 
     Args:
@@ -67,14 +68,14 @@ class Writer:
         last.usage = used(self.asked, self._usages)
         return [last]
 
-    def _piece(self, event: Piece) -> list[Reply]:
-        raise NotImplementedError
+    @abstractmethod
+    def _piece(self, event: Piece) -> list[Reply]: ...
 
-    def _last(self, event: Ended) -> Reply:
-        raise NotImplementedError
+    @abstractmethod
+    def _last(self, event: Ended) -> Reply: ...
 
-    def _reply(self, choices: list[Any]) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    def _reply(self, choices: list[Any]) -> Any: ...
 
 
 class ChatWriter(Writer):

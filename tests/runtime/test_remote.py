@@ -441,7 +441,7 @@ from edge.runtime.settings import Settings
 engine = RemoteEngine(Path("a model"), Settings("CPU", {{"pace": 0.01}}), [sys.executable, "-c", {code!r}])
 stream = engine.stream("x" * 50_000, Sampling())
 next(stream)
-print(engine._process.pid, flush=True)
+ready = lambda: print(engine._process.pid, flush=True)
 {then}
 """
 
@@ -460,20 +460,20 @@ class TestTheParent:
         return parent, psutil.Process(int(parent.stdout.readline()))
 
     def test_it_is_killed(self) -> None:
-        parent, child = self.begin("list(stream)")
+        parent, child = self.begin("ready()\nlist(stream)")
         parent.kill()
         parent.communicate(timeout=30)
         assert gone(child)
 
     def test_it_ends_and_closes_nothing(self) -> None:
-        parent, child = self.begin("")
+        parent, child = self.begin("ready()")
         said = parent.communicate(timeout=30)[1].decode()
         assert parent.returncode == 0 and gone(child, 1) and "Error" not in said
 
     @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C cannot be sent to one group on Windows")
     def test_ctrl_c_is_its_matter(self) -> None:
         """As a terminal sends it: to both."""
-        parent, child = self.begin("try:\n    list(stream)\nexcept KeyboardInterrupt:\n"
+        parent, child = self.begin("try:\n    ready()\n    list(stream)\nexcept KeyboardInterrupt:\n"
                                    "    print(len(list(engine.stream('on', Sampling()))), flush=True)")  # fmt: skip
         os.killpg(parent.pid, signal.SIGINT)
         out, said = (pipe.decode() for pipe in parent.communicate(timeout=30))

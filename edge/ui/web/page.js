@@ -107,9 +107,12 @@
     return done;
   };
   const beat = async () => {
-    await edge.ask();
-    const busy = edge.last && (edge.last.machine.doing !== "idle" || edge.last.host.stage !== "ready");
-    setTimeout(beat, document.hidden ? 5000 : busy ? 500 : 1500);
+    try {
+      await edge.ask();
+    } finally {  // a part that cannot be drawn is told of in the console, and does not stop the others for good
+      const busy = edge.last && (edge.last.machine.doing !== "idle" || edge.last.host.stage !== "ready");
+      setTimeout(beat, document.hidden ? 5000 : busy ? 500 : 1500);
+    }
   };
 
   edge.mount = (name, part) => {
@@ -191,7 +194,6 @@
       if (mode === "rename") {
         const name = make("input", { value: title, "aria-label": say("rename"), "data-key": "rename" });
         const done = async () => { const title = name.value; close(); await act({ do: "rename", id, title }); };
-        setTimeout(() => { name.focus(); name.select(); });
         return [make("form", { onsubmit: (event) => { event.preventDefault(); done(); } }, name,
           make("button", { type: "submit" }, say("rename")))];
       }
@@ -206,7 +208,7 @@
       }
       const item = (key, action) => make("button", { "data-key": key, onclick: action }, say(key));
       const save = (kind) => async () => { const done = await act({ do: kind, id }); if (done.text) download(done); close(); };
-      const rename = item("rename", () => { mode = "rename"; redraw(); });
+      const rename = item("rename", () => { mode = "rename"; redraw(); const name = list.querySelector("input"); name.focus(); name.select(); });
       setTimeout(() => rename.focus());
       return [rename, item("save as markdown", save("markdown")), item("save as json", save("json")),
         item("delete", () => { mode = "delete"; redraw(); })];

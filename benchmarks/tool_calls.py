@@ -4,7 +4,8 @@
 
 BFCL is a folder with `BFCL_v4_simple_python.json` of the Berkeley Function-Calling Leaderboard and its
 `possible_answer` beside it: a question, one function, and the answers that are accepted. Each is asked with the call
-required (`tool_choice`), the first few also with the call left to the model. Greedy. An answer is right if every
+required (`tool_choice`), greedy, and once more with a frequency penalty, which a small model needs so that it ends;
+the first few also with the call left to the model. An answer is right if every
 argument equals an accepted one and no other is missing; BFCL itself is more lenient with strings.
 """
 
@@ -23,6 +24,7 @@ import click
 from benchmarks.machine import machine, versions
 
 _FILE = "BFCL_v4_simple_python.json"
+_WAYS = ("required", "penalty", "auto")
 _TYPES = {"dict": "object", "float": "number", "tuple": "array"}
 
 
@@ -125,9 +127,12 @@ def _equal(given: Any, accepted: Any) -> bool:
 @click.option("--cases", "count", default=400, show_default=True, help="From the first.")
 @click.option("--free", default=40, show_default=True, help="Of these, those left to the model as well.")
 @click.option("--new-tokens", default=512, show_default=True, help="At most, in an answer.")
+@click.option("--penalty", default=0.6, show_default=True, help="The frequency penalty of the second time.")
 @click.option("--device", default="CPU", show_default=True)
 @click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path))
-def main(model: Path, bfcl: Path, count: int, free: int, new_tokens: int, device: str, out: Path) -> None:
+def main(
+    model: Path, bfcl: Path, count: int, free: int, new_tokens: int, penalty: float, device: str, out: Path
+) -> None:
     """Ask, judge, and write both files."""
     from edge.runtime.engine import Engine
     from edge.runtime.settings import Settings
@@ -138,8 +143,8 @@ def main(model: Path, bfcl: Path, count: int, free: int, new_tokens: int, device
     try:
         for number, case in enumerate(chosen):
             row: dict[str, Any] = {"id": case.id}
-            for choice in ("required", "auto")[: 2 if number < free else 1]:
-                row[choice] = _ask(engine, case, choice, new_tokens)
+            for way in _WAYS[: 3 if number < free else 2]:
+                row[way] = _ask(engine, case, way, new_tokens, penalty)
             rows.append(row)
             click.echo(f"\r{number + 1}/{len(chosen)} ", nl=False, err=True)
     finally:
@@ -153,14 +158,11 @@ def main(model: Path, bfcl: Path, count: int, free: int, new_tokens: int, device
             "free": min(free, len(chosen)),
             "new_tokens": new_tokens,
             "temperature": 0,
+            "frequency_penalty": penalty,
             "device": device,
         },
         "model": manifest["source"]["description"],
-        "shares": {
-            choice: _shares(asked)
-            for choice in ("required", "auto")
-            if (asked := [row[choice] for row in rows if choice in row])
-        },
+        "shares": {way: _shares(asked) for way in _WAYS if (asked := [row[way] for row in rows if way in row])},
         "rows": rows,
     }
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -169,7 +171,7 @@ def main(model: Path, bfcl: Path, count: int, free: int, new_tokens: int, device
     click.echo(report(result))
 
 
-def _ask(engine: Any, case: Case, choice: str, new_tokens: int) -> dict[str, Any]:
+def _ask(engine: Any, case: Case, way: str, new_tokens: int, penalty: float) -> dict[str, Any]:
     import jsonschema
 
     from edge.messages import Sampling
@@ -177,8 +179,15 @@ def _ask(engine: Any, case: Case, choice: str, new_tokens: int) -> dict[str, Any
     from edge.tools.parse import parse
     from edge.tools.render import conversation
 
+    choice = "auto" if way == "auto" else "required"
     wanted = demand([case.tool], choice, parallel=False, opened=engine.opens_thought)
-    how = Sampling(temperature=0, max_new_tokens=new_tokens, grammar=wanted.grammar, keep_special=True)
+    how = Sampling(
+        temperature=0,
+        frequency_penalty=penalty if way == "penalty" else None,
+        max_new_tokens=new_tokens,
+        grammar=wanted.grammar,
+        keep_special=True,
+    )
     begin = time.perf_counter()
     chunks = list(engine.stream(conversation(case.messages, wanted.tools), how))
     seconds = time.perf_counter() - begin
@@ -223,7 +232,8 @@ def report(result: Mapping[str, Any]) -> str:
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for choice, shares in result["shares"].items():
-        cells = [choice, shares["cases"], *(f"{shares[name]:.1%}" for name in ("called", "valid", "right"))]
+        named = f"required, frequency penalty {settings['frequency_penalty']}" if choice == "penalty" else choice
+        cells = [named, shares["cases"], *(f"{shares[name]:.1%}" for name in ("called", "valid", "right"))]
         ended = shares["valid_of_ended"]
         cells += [shares["cut_off"], "none ended" if ended is None else f"{ended:.1%} of {shares['calls_ended']}"]
         lines.append(f"| {' | '.join(map(str, cells))} |")

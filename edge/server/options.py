@@ -75,8 +75,14 @@ def read_keys(path: Path) -> tuple[bytes, ...]:
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"the keys in {path} cannot be read ({error})", hint="Name a text file in UTF-8.") from error
+    except FileNotFoundError as error:
+        raise UsageError(f"there is no file {path} of keys", hint=f"Write one, with a key on a line. {_HOW}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"the keys in {path} are no text in UTF-8", hint="Save the file as UTF-8.") from error
+    except OSError as error:
+        raise UsageError(
+            f"the keys in {path} cannot be read ({error.strerror or error})", hint="Mend its permissions."
+        ) from error
     keys = [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     if not keys:
         raise UsageError(f"there is no key in {path}", hint=f"Write one on a line. {_HOW}")

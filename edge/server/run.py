@@ -130,7 +130,8 @@ def serve(bound: socket.socket, options: Options, load: Callable[[], object], sa
                 desk.draining = True
                 self.ends_at = now + options.drain_seconds
                 if desk.asked:
-                    say(f"Ending: {desk.asked} answers may take {options.drain_seconds:g} s more; "
+                    answers = "1 answer" if desk.asked == 1 else f"{desk.asked} answers"
+                    say(f"Ending: {answers} may take {options.drain_seconds:g} s more; "
                         "Ctrl-C again ends them now.")  # fmt: skip
             if desk.asked and not self.told and (now >= self.ends_at or self.signals > 1):
                 self.told, self.ends_at = True, now

@@ -16,7 +16,7 @@ from edge.tools.parse import TURN
 MOST_TOOLS = 128
 """In one request, as with OpenAI."""
 _THOUGHT = Matching(r"([^<]|<+[^/<])*<+/think>\n*")  # the rest of a thought: no other `</` in it
-_RAW = Matching(r"[^\s](.|\n)*")
+_RAW = Matching(r"[^ \t\r\n\f\v](.|\n)*")  # `\s` has signs beyond ASCII, of which xgrammar warns on stderr
 
 
 @dataclass(frozen=True)

@@ -141,7 +141,7 @@ def test_keys_that_are_none(content: bytes, said: str, tmp_path: Path) -> None:
     file.write_bytes(content)
     with pytest.raises(UsageError, match=said):
         read_keys(file)
-    with pytest.raises(UsageError, match="there is no file .*Write one"):
+    with pytest.raises(UsageError, match=r"there is no file .*Write one"):
         read_keys(tmp_path / "none")
 
 

@@ -165,6 +165,7 @@ class TestAFullCache:
             assert got == expected
             assert max(map(len, got)) > 256, "the longest goes on to the context's end"
 
+    @pytest.mark.heavy
     def test_many_that_give_up_make_room_before_the_next_begins(self, own: Engine, pocket_dir: Path) -> None:
         with Engine.load(pocket_dir, Settings("CPU", EXACT, context=256, prompt_lookup=True)) as engine:
             for number in range(1, 6):

@@ -44,6 +44,12 @@ def command(venv: Path, checkpoint: Path, out: Path) -> list[str]:
     return [*words, "--ratio", "1.0", "--awq", "--backup-precision", "int8_asym", str(out)]
 
 
+def plain_command(venv: Path, checkpoint: Path, out: Path) -> list[str]:
+    """Its own defaults for 4 bits: what somebody gets who says no more than that."""
+    words = [str(_program(venv, "optimum-cli")), "export", "openvino", "--model", str(checkpoint)]
+    return [*words, "--task", "text-generation-with-past", "--weight-format", "int4", str(out)]
+
+
 def versions(venv: Path) -> dict[str, str]:
     """Of its packages."""
     script = (

@@ -113,7 +113,7 @@ class LlamaCpp:
     """
 
     def __init__(self, model: Path, options: dict[str, Any]) -> None:
-        import llama_cpp
+        import llama_cpp  # type: ignore[import-not-found] # in an environment of its own
 
         self._llama, self._options = llama_cpp, options
         # kept alive: it is called as long as the library is used

@@ -81,7 +81,7 @@ def main(text: Path, tokens: int, window: int, only: tuple[str, ...], out: Path)
             raise click.UsageError(f"{out.name} was measured with {earlier['settings']}")
         rows = earlier["rows"]
     windows = windows_of(folder, text, tokens, window)
-    with tempfile.TemporaryDirectory() as scratch, _one_process_each() as pool:
+    with tempfile.TemporaryDirectory() as scratch, one_process_each() as pool:
         reference = Path(scratch) / "reference.npy"
         pool.apply(write_reference, (folder, windows, reference))
         for name in only or wanted:
@@ -99,7 +99,8 @@ def main(text: Path, tokens: int, window: int, only: tuple[str, ...], out: Path)
             )
 
 
-def _one_process_each() -> Any:
+def one_process_each() -> Any:
+    """A pool whose every task has a process of its own: memory is the task's."""
     return multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1)
 
 

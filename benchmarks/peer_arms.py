@@ -22,6 +22,7 @@ from benchmarks import peer as optimum
 from benchmarks.machine import versions
 from edge.files import check_room, new_folder
 from edge.model.checkpoint import Checkpoint
+from edge.model.spec import GlmSpec
 
 _LLAMA = "llama-cpp-python==0.3.36"
 # Built here, for this processor; its tools, which are not used, are left out.
@@ -43,6 +44,8 @@ class Place:
     shape: str
     """Stands in the names of what is made."""
     checkpoint: Path
+    """It need not be there any more once all are prepared."""
+    spec: GlmSpec
     threads: int
     """For runtimes that do not choose for themselves."""
     context: int
@@ -119,8 +122,8 @@ class GenAi(Arm):
         if self.model(place).is_dir():
             return
         click.echo(f"{self.name}: exporting with optimum-intel …", err=True)
-        copy = sum(path.stat().st_size for path in place.checkpoint.glob("*.safetensors"))
-        check_room(place.work, int(1.5 * copy), "optimum-intel's export")  # a whole bf16 copy, and the result
+        # a whole bf16 copy, and the result
+        check_room(place.work, int(2.7 * place.spec.parameter_count()), "optimum-intel's export")
         with new_folder(self.model(place)) as folder:
             env = {**os.environ, "HF_HUB_OFFLINE": "1", **dict.fromkeys(("TMPDIR", "TMP", "TEMP"), str(place.work))}
             env.pop("PYTHONPATH", None)  # its packages are its own
@@ -156,16 +159,20 @@ class LlamaCpp(Arm):
                  {**os.environ, "CMAKE_ARGS": _FLAGS})  # fmt: skip
         if self.model(place).is_file():
             return
-        whole = place.work / f"{place.shape}-bf16.gguf"
+        whole = self.whole(place)
         if not whole.is_file():
             click.echo("llama.cpp: writing the weights as GGUF …", err=True)
-            checkpoint = Checkpoint(place.checkpoint)
-            check_room(place.work, int(2.8 * checkpoint.spec.parameter_count()), "the GGUF and what is made of it")
-            gguf_file.write(checkpoint, whole)
+            check_room(place.work, int(2.7 * place.spec.parameter_count()), "the GGUF and what is made of it")
+            gguf_file.write(Checkpoint(place.checkpoint), whole)
         click.echo(f"{self.name}: quantising …", err=True)
         part = self.model(place).with_suffix(".part")
         _run([str(python), "-c", _QUANTISE, str(whole), str(part), self._kind, str(place.threads)])
         part.replace(self.model(place))
+
+    @staticmethod
+    def whole(place: Place) -> Path:
+        """The weights in bf16, as long as the quantiser needs them."""
+        return place.work / f"{place.shape}-bf16.gguf"
 
     def model(self, place: Place) -> Path:
         """See `Arm`."""

@@ -4,7 +4,8 @@
     python -m benchmarks.peers --work FOLDER --shape 9b --out benchmarks/results/peers_9b.json
 
 Makes in FOLDER what is not there yet: a checkpoint of the shape, each one's 4-bit model of it, and the environments
-(llama.cpp is built from source). Quality: every token's logits over a text, against the bf16 model's, each as it runs.
+(llama.cpp is built from source). The 9B shape takes 60 GB of disk for a while, and 17 once its checkpoint is removed,
+which nothing asks for again. Quality: every token's logits over a text, against the bf16 model's, each as it runs.
 Speed: in every round each in turn begins a process, loads, and answers the same random token ids, greedily and past
 the stop tokens; the first answer counts from the process's start, the further ones for prefill and decode. A table in
 Markdown is written beside the JSON.
@@ -25,7 +26,7 @@ import click
 import numpy as np
 
 from benchmarks import peers_report, synthetic
-from benchmarks.peer_arms import Arm, Place, arms, command, environment
+from benchmarks.peer_arms import Arm, LlamaCpp, Place, arms, command, environment
 from benchmarks.peer_process import started
 from edge.bench.case import Case, Measured, Prompts, Sample
 from edge.bench.record import machine
@@ -76,13 +77,12 @@ def main(
     work = work.absolute()
     work.mkdir(parents=True, exist_ok=True)
     context = max(size.prompt_tokens + size.new_tokens, window) + 64
-    place = Place(work, shape, _checkpoint(work, shape), threads or _fast_cores(), context)
-    for arm in chosen:
-        arm.prepare(place)
+    place = Place(work, shape, *_checkpoint(work, shape), threads or _fast_cores(), context)
+    _prepare(place, chosen)
     if prepare:
         return
     result = _earlier(out, shape)
-    result["shape"] = {"name": shape, "parameters": GlmSpec.from_folder(place.checkpoint).parameter_count()}
+    result["shape"] = {"name": shape, "parameters": place.spec.parameter_count()}
     for name in wanted:
         if name == "quality":
             result[name] = _stamped(place, chosen, _quality(place, chosen, text, tokens, window))
@@ -108,18 +108,27 @@ def _fast_cores() -> int:
     return cores.performance or cores.physical or cores.logical or os.cpu_count() or 1
 
 
-def _checkpoint(work: Path, shape: str) -> Path:
+def _checkpoint(work: Path, shape: str) -> tuple[Path, GlmSpec]:
+    """Where it lies, or will, and what it is of."""
     if shape == "pocket":
         from edge.model import pocket
 
-        return pocket.fetch(lambda stage, done, total: None)
-    folder = work / f"{shape}-checkpoint"
-    if not (folder / "tokenizer.json").is_file():  # what is written last
-        size = 2 * GlmSpec.from_config(synthetic.config_of(shape)).parameter_count()
-        check_room(work, size, "the checkpoint")
+        folder = pocket.fetch(lambda stage, done, total: None)
+        return folder, GlmSpec.from_folder(folder)
+    return work / f"{shape}-checkpoint", GlmSpec.from_config(synthetic.config_of(shape))
+
+
+def _prepare(place: Place, chosen: Sequence[Arm]) -> None:
+    """Make what is not there; of a synthetic shape the checkpoint, too, as long as somebody needs it."""
+    needed = any(not arm.model(place).exists() for arm in chosen)
+    if needed and not (place.checkpoint / "tokenizer.json").is_file():  # what is written last
+        size = 2 * place.spec.parameter_count()
+        check_room(place.work, size, "the checkpoint")
         click.echo(f"writing a checkpoint of {size / 1e9:.1f} GB …", err=True)
-        synthetic.write(folder, shape=shape)
-    return folder
+        synthetic.write(place.checkpoint, shape=place.shape)
+    for arm in chosen:
+        arm.prepare(place)
+    LlamaCpp.whole(place).unlink(missing_ok=True)  # as large as the checkpoint, and of use to its quantiser only
 
 
 def _earlier(out: Path, shape: str) -> dict[str, Any]:
@@ -174,7 +183,7 @@ def _quality(place: Place, chosen: Sequence[Arm], text: Path | None, tokens: int
 def _speed(place: Place, chosen: Sequence[Arm], size: _Size, rounds: int, asks: int) -> dict[str, Any]:
     """Rounds in which each begins, loads and answers, none of them always first; the first round is not counted."""
     case = Case(size.prompt_tokens, size.new_tokens)
-    prompts = Prompts(lambda turns: [ord(turns[0].content)], GlmSpec.from_folder(place.checkpoint).vocab_size)
+    prompts = Prompts(lambda turns: [ord(turns[0].content)], place.spec.vocab_size)
     found = {arm.name: Measured(arm.name, "CPU", {}, {}) for arm in chosen}
     starts: dict[str, list[dict[str, Any]]] = {arm.name: [] for arm in chosen}
     for number in range(rounds + 1):

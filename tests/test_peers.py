@@ -18,7 +18,9 @@ from benchmarks.peer_arms import Arm, Place
 from benchmarks.peer_process import started
 from edge.bench.case import Case, Prompts, Sample
 from edge.errors import EdgeError
+from edge.model import pocket
 from edge.model.checkpoint import Checkpoint
+from edge.model.spec import GlmSpec
 from tests.conftest import write_chatglm, write_checkpoint
 
 SILENT = """
@@ -141,7 +143,8 @@ def test_none_is_always_the_first_and_the_first_round_does_not_count(
         return start, [Sample(number, case.prompt_tokens, case.prompt_tokens, times, times[-1], 0.0)] * asks
 
     monkeypatch.setattr(peers, "_turn", turn)
-    place = Place(tmp_path, "tiny", write_checkpoint(tmp_path / "it"), 1, 64)
+    folder = write_checkpoint(tmp_path / "it")
+    place = Place(tmp_path, "tiny", folder, GlmSpec.from_folder(folder), 1, 64)
     found = peers._speed(place, [Fake("ours"), Fake("peer")], peers._Size(8, 5), 7, 2)
     assert order[:6] == [(0, "ours"), (0, "peer"), (1, "peer"), (1, "ours"), (2, "ours"), (2, "peer")]
     assert len(found["measured"]["ours"]["samples"]) == 14 and found["starts"]["peer"][0]["round"] == 1
@@ -199,7 +202,7 @@ def test_another_shapes_results_are_not_mixed_in(tmp_path: Path) -> None:
 @pytest.mark.model
 def test_ours_and_genai_agree_on_one_model(pocket_dir: Path, tmp_path: Path) -> None:
     """In full precision they compute the same; and both answer greedily, with as many tokens as asked for."""
-    place = Place(tmp_path, "pocket", pocket_dir, 2, 64)
+    place = Place(tmp_path, "pocket", pocket_dir, pocket.SPEC, 2, 64)
     windows = np.arange(2000, 2032).reshape(2, 16)
     np.save(tmp_path / "windows.npy", windows)
     logits, tokens = {}, {}

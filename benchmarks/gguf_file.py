@@ -91,8 +91,14 @@ def _facts(writer: Any, spec: GlmSpec) -> None:
 
 
 def _vocabulary(writer: Any, folder: Path, spec: GlmSpec) -> None:
-    """The checkpoint's tokens and merges. Token ids alone are ever asked for, but reading them is part of a load."""
+    """The checkpoint's tokens and merges. Token ids alone are ever asked for, but reading them is part of a load.
+
+    Without merges, as beside random weights, none: llama.cpp does not load such a vocabulary.
+    """
     told = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    if not told["model"]["merges"]:
+        writer.add_tokenizer_model("none")
+        return
     tokens, kinds = [f"[PAD{i}]" for i in range(spec.vocab_size)], [_UNUSED] * spec.vocab_size
     for token, number in told["model"]["vocab"].items():
         tokens[number], kinds[number] = token, _NORMAL

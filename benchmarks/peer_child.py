@@ -116,9 +116,8 @@ class LlamaCpp:
         import llama_cpp  # type: ignore[import-not-found] # in an environment of its own
 
         self._llama, self._options = llama_cpp, options
-        # kept alive: it is called as long as the library is used
-        self._silent = llama_cpp.llama_log_callback(lambda level, text, data: None)
-        llama_cpp.llama_log_set(self._silent, ctypes.c_void_p(0))
+        self._log = llama_cpp.llama_log_callback(_only_errors)  # kept: called as long as the library is used
+        llama_cpp.llama_log_set(self._log, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
         self._model = llama_cpp.llama_model_load_from_file(str(model).encode(), llama_cpp.llama_model_default_params())
         if not self._model:
@@ -176,6 +175,11 @@ class LlamaCpp:
 
     def close(self) -> None:
         """Nothing more to do."""
+
+
+def _only_errors(level: int, text: bytes, data: object) -> None:
+    if level == 4:  # GGML_LOG_LEVEL_ERROR
+        sys.stderr.write(text.decode("utf-8", "replace"))
 
 
 RUNTIMES = {"ours": Ours, "genai": GenAi, "llama.cpp": LlamaCpp}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -66,8 +67,28 @@ def test_a_gguf_holds_the_checkpoints_bits(layout: str, tmp_path: Path) -> None:
     facts = {name: field.contents() for name, field in reader.fields.items()}
     assert facts["general.architecture"] == "chatglm"
     assert (facts["chatglm.attention.head_count_kv"], facts["chatglm.rope.dimension_count"]) == (2, 4)
-    assert len(facts["tokenizer.ggml.tokens"]) == checkpoint.spec.vocab_size
+    assert (facts["tokenizer.ggml.model"], facts["chatglm.vocab_size"]) == ("none", checkpoint.spec.vocab_size)
     assert "blk.1.ffn_up.weight" in found and "output.weight" in found
+
+
+def test_a_gguf_has_the_vocabulary(tmp_path: Path) -> None:
+    from gguf import GGUFReader
+
+    folder = write_checkpoint(tmp_path / "it", vocab_size=160)
+    path = folder / "tokenizer.json"
+    told = json.loads(path.read_text(encoding="utf-8"))
+    first, second, *_ = letters = sorted(told["model"]["vocab"], key=told["model"]["vocab"].__getitem__)
+    told["model"]["merges"] = [[first, second]]
+    path.write_text(json.dumps(told), encoding="utf-8")
+    gguf_file.write(Checkpoint(folder), tmp_path / "it.gguf")
+    facts = {name: field.contents() for name, field in GGUFReader(tmp_path / "it.gguf").fields.items()}
+    tokens = facts["tokenizer.ggml.tokens"]
+    added = {each["id"] for each in told["added_tokens"]}
+    assert len(tokens) == 160 and facts["tokenizer.ggml.merges"] == [f"{first} {second}"]
+    assert [tokens[i] for i in range(len(letters)) if i not in added] == [
+        letter for i, letter in enumerate(letters) if i not in added
+    ]
+    assert {facts["tokenizer.ggml.token_type"][i] for i in added} == {3}
 
 
 def test_another_architecture_is_not_written_as_this_one(tmp_path: Path) -> None:

@@ -26,22 +26,32 @@ DIFFERENCES = (
 
 def make(venv: Path) -> None:
     """Install it into `venv`, if that is not there."""
-    if _program(venv, "optimum-cli").is_file():
+    if program(venv, "optimum-cli").is_file():
         return
     if venv.exists():
         raise click.ClickException(f"{venv} exists and holds no optimum-cli; name another folder")
     click.echo(f"installing optimum-intel into {venv} …", err=True)
     subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
-    pip = [str(_program(venv, "python")), "-m", "pip", "install", "--quiet"]
+    pip = [str(program(venv, "python")), "-m", "pip", "install", "--quiet"]
     subprocess.run([*pip, *_PACKAGES], check=True)
     subprocess.run([*pip, "--no-deps", *_BARE], check=True)
 
 
 def command(venv: Path, checkpoint: Path, out: Path) -> list[str]:
     """The same recipe as our preset for large models."""
-    words = [str(_program(venv, "optimum-cli")), "export", "openvino", "--model", str(checkpoint)]
+    words = [str(program(venv, "optimum-cli")), "export", "openvino", "--model", str(checkpoint)]
     words += ["--task", "text-generation-with-past", "--weight-format", "int4", "--sym", "--group-size", "128"]
     return [*words, "--ratio", "1.0", "--awq", "--backup-precision", "int8_asym", str(out)]
+
+
+def plain_command(venv: Path, checkpoint: Path, out: Path) -> list[str]:
+    """Its own defaults for 4 bits: what somebody gets who says no more than that.
+
+    But for one word: without it the export ends with an error where rows are no multiple of 128, as the pocket model's.
+    """
+    words = [str(program(venv, "optimum-cli")), "export", "openvino", "--model", str(checkpoint)]
+    words += ["--task", "text-generation-with-past", "--weight-format", "int4", "--group-size-fallback", "adjust"]
+    return [*words, str(out)]
 
 
 def versions(venv: Path) -> dict[str, str]:
@@ -50,12 +60,13 @@ def versions(venv: Path) -> dict[str, str]:
         f"import importlib.metadata as m, json, sys; print(json.dumps({{n: m.version(n) for n in {_SHOWN!r}}} "
         "| {'python': sys.version.split()[0]}))"
     )
-    done = subprocess.run([str(_program(venv, "python")), "-c", script], check=True, capture_output=True, text=True)
+    done = subprocess.run([str(program(venv, "python")), "-c", script], check=True, capture_output=True, text=True)
     found: dict[str, str] = json.loads(done.stdout)
     return found
 
 
-def _program(venv: Path, name: str) -> Path:
+def program(venv: Path, name: str) -> Path:
+    """Of a virtual environment, `python` for one."""
     # absolute(), not resolve(): a venv's python is a link to the one without its packages
     return (
         venv.absolute()

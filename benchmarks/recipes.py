@@ -14,6 +14,7 @@ import json
 import multiprocessing
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,6 @@ def main(text: Path, tokens: int, window: int, only: tuple[str, ...], out: Path)
     """Measure the rows and write both files after each."""
     from edge.model import pocket
     from edge.model.checkpoint import Checkpoint
-    from edge.model.tokenizer import load
 
     folder = pocket.fetch(lambda stage, done, total: None)
     wanted = recipes(Checkpoint(folder).spec)
@@ -80,11 +80,10 @@ def main(text: Path, tokens: int, window: int, only: tuple[str, ...], out: Path)
         if earlier["settings"] != settings:
             raise click.UsageError(f"{out.name} was measured with {earlier['settings']}")
         rows = earlier["rows"]
-    ids = load(folder).encode(text.read_text(encoding="utf-8")[: 20 * tokens], add_special_tokens=False)[:tokens]
-    windows = np.array(ids, dtype=np.int64).reshape(-1, window)
-    with tempfile.TemporaryDirectory() as scratch, _one_process_each() as pool:
+    windows = windows_of(folder, text, tokens, window)
+    with tempfile.TemporaryDirectory() as scratch, one_process_each() as pool:
         reference = Path(scratch) / "reference.npy"
-        pool.apply(_reference, (folder, windows, reference))
+        pool.apply(write_reference, (folder, windows, reference))
         for name in only or wanted:
             click.echo(f"{name} …", err=True)
             rows[name] = pool.apply(_measure, (folder, wanted[name], windows, reference, Path(scratch)))
@@ -100,11 +99,20 @@ def main(text: Path, tokens: int, window: int, only: tuple[str, ...], out: Path)
             )
 
 
-def _one_process_each() -> Any:
+def one_process_each() -> Any:
+    """A pool whose every task has a process of its own: memory is the task's."""
     return multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1)
 
 
-def _reference(folder: Path, windows: Any, out: Path) -> None:
+def windows_of(folder: Path, text: Path, tokens: int, window: int) -> Any:
+    """The text's first tokens [windows, window], by the tokenizer of the checkpoint in `folder`."""
+    from edge.model.tokenizer import load
+
+    ids = load(folder).encode(text.read_text(encoding="utf-8")[: 20 * tokens], add_special_tokens=False)[:tokens]
+    return np.array(ids, dtype=np.int64).reshape(-1, window)
+
+
+def write_reference(folder: Path, windows: Any, out: Path) -> None:
     """Logits [windows, tokens, vocab] of the bf16 model, in f32."""
     import openvino as ov
 
@@ -121,6 +129,27 @@ def _reference(folder: Path, windows: Any, out: Path) -> None:
         file[i] = infer(compiled.create_infer_request(), ids, 0)
 
 
+def agreement(windows: Any, reference: Any, logits: Iterable[Any]) -> dict[str, float]:
+    """Perplexity of the windows [windows, tokens], and against the reference's logits [windows, tokens, vocab]: KL
+    divergence in nats, mean and 99th percentile, and the share of places where both like the same token best."""
+    from edge.infer import kl_divergence
+
+    losses, divergences, agreements = [], [], []
+    for ids, expected, found in zip(windows, reference, logits, strict=True):
+        best = found.max(-1)
+        normaliser = best + np.log(np.exp(found - best[:, None]).sum(-1))
+        losses.append(normaliser[:-1] - found[np.arange(len(ids) - 1), ids[1:]])
+        divergences.append(kl_divergence(np.array(expected), found))
+        agreements.append(found.argmax(-1) == expected.argmax(-1))
+    divergence = np.concatenate(divergences)
+    return {
+        "perplexity": round(float(np.exp(np.concatenate(losses).mean())), 3),
+        "kl_mean": round(float(divergence.mean()), 5),
+        "kl_p99": round(float(np.quantile(divergence, 0.99)), 4),
+        "top1_agreement": round(float(np.concatenate(agreements).mean()), 4),
+    }
+
+
 def _measure(folder: Path, recipe: Recipe, windows: Any, reference: Path, scratch: Path) -> dict[str, Any]:
     import openvino as ov
 
@@ -129,7 +158,7 @@ def _measure(folder: Path, recipe: Recipe, windows: Any, reference: Path, scratc
     from edge.export.compress import weight_bits
     from edge.export.layerwise import Layerwise
     from edge.export.store import Store
-    from edge.infer import EXACT, infer, kl_divergence
+    from edge.infer import EXACT, infer
     from edge.model.checkpoint import Checkpoint
     from edge.model.tokenizer import load
 
@@ -148,21 +177,10 @@ def _measure(folder: Path, recipe: Recipe, windows: Any, reference: Path, scratc
         counts = weight_bits(model)
         compiled = ov.Core().compile_model(model, "CPU", EXACT)
         del model
-    losses, divergences, agreements = [], [], []
-    for ids, expected in zip(windows, np.load(reference, mmap_mode="r"), strict=True):
-        logits = infer(compiled.create_infer_request(), ids, 0)
-        best = logits.max(-1)
-        normaliser = best + np.log(np.exp(logits - best[:, None]).sum(-1))
-        losses.append(normaliser[:-1] - logits[np.arange(len(ids) - 1), ids[1:]])
-        divergences.append(kl_divergence(np.array(expected), logits))
-        agreements.append(logits.argmax(-1) == expected.argmax(-1))
-    divergence = np.concatenate(divergences)
+    logits = (infer(compiled.create_infer_request(), ids, 0) for ids in windows)
     return {
         "recipe": recipe.to_dict(),
-        "perplexity": round(float(np.exp(np.concatenate(losses).mean())), 3),
-        "kl_mean": round(float(divergence.mean()), 5),
-        "kl_p99": round(float(np.quantile(divergence, 0.99)), 4),
-        "top1_agreement": round(float(np.concatenate(agreements).mean()), 4),
+        **agreement(windows, np.load(reference, mmap_mode="r"), logits),
         "bytes": size,
         "share_in_4_bits": round(sum(counts.get(name, 0) for name in ("u4", "i4")) / sum(counts.values()), 4),
         "compress_seconds": round(seconds, 1),

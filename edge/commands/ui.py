@@ -69,7 +69,9 @@ def ui(
         address = serving.serve(page.build(desk), port=port, host=host, password=password)
         click.echo(address)
         if password:
-            say(f"Whoever knows the name edge and the password {password} can read all conversations.")
+            say(f"OTHER MACHINES CAN REACH THIS PAGE. Whoever knows the name edge and the password {password}")
+            say("can read and delete all conversations, and read this machine's models. What is said goes over the")
+            say("network as it is: where others listen, let it through an encrypted tunnel instead.")
         say("Ctrl-C ends it.")
         if open_browser:
             webbrowser.open(address)

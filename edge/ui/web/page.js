@@ -34,6 +34,13 @@
   };
   edge.bytes = (count) => count >= 1e9 ? `${(count / 1e9).toFixed(1)} GB` : `${Math.round(count / 1e6)} MB`;
 
+  // What stands for < and & in a conversation, so that Markdown does not obey them, is not what was written.
+  const written = (text) => String(text).replaceAll("&#x0003c;", "<").replaceAll("&#x00026;", "&");
+  if (navigator.clipboard) {
+    const write = navigator.clipboard.writeText.bind(navigator.clipboard);
+    navigator.clipboard.writeText = (text) => write(written(text));
+  }
+
   // Draw anew only what has changed, and leave the keyboard where it was.
   edge.draw = (element, key, children) => {
     if (element.edgeKey === key) return;
@@ -140,6 +147,15 @@
       if (arrow && !arrow.inert) arrow.inert = true;
       const open = String(!!title.parentElement.querySelector(".content"));
       if (title.getAttribute("aria-expanded") !== open) title.setAttribute("aria-expanded", open);
+    }
+    for (const area of document.querySelectorAll("#edge-chat textarea")) {
+      if (area.edgeSeen) continue;
+      area.edgeSeen = true;
+      if (!area.getAttribute("aria-label")) area.setAttribute("aria-label", edge.say("message"));
+      const question = written(`\n\n${area.value}`.split("\n\n↳ **")[0].slice(2));  // without the files below it
+      if (question === area.value) continue;
+      area.value = question;
+      area.dispatchEvent(new Event("input"));
     }
   };
   new MutationObserver(mend).observe(document.documentElement, { childList: true, subtree: true });

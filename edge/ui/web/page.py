@@ -218,7 +218,7 @@ class _Page:
         """Ask the question at a message again, in other words if there are some."""
         try:
             talk, question = self._cut(state, index, request)
-            steps = self._begin(talk, question.content if text is None else str(text), question.documents, request)
+            steps = self._begin(talk, question.content if text is None else shown.edited(str(text)), question.documents, request)
         except EdgeError as error:
             yield self._refused(error, state, request)
             return

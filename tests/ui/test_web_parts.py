@@ -23,14 +23,15 @@ WEB = Path(shown.__file__).parent
 @pytest.mark.parametrize(
     ("typed", "seen"),
     [
-        ("<b>bold</b> & more", "&lt;b>bold&lt;/b> &amp; more"),
+        ("<b>bold</b> & more", "&#x0003c;b>bold&#x0003c;/b> &#x00026; more"),
         ("a `<i>` tag", "a `<i>` tag"),
-        ("<p>\n```html\n<p>x</p>\n```\n<p>", "&lt;p>\n```html\n<p>x</p>\n```\n&lt;p>"),
+        ("<p>\n```html\n<p>x</p>\n```\n<p>", "&#x0003c;p>\n```html\n<p>x</p>\n```\n&#x0003c;p>"),
+        ("~~~\n<p>\n~~~\n<p>", "~~~\n<p>\n~~~\n&#x0003c;p>"),
         ("```\n<p> not closed yet", "```\n<p> not closed yet"),
-        ("so:\n\n    <p>code</p>\n\n<p>", "so:\n\n    <p>code</p>\n\n&lt;p>"),
-        ("two ``a ` <b>`` and <b>", "two ``a ` <b>`` and &lt;b>"),
-        ("one ` alone <b>", "one ` alone &lt;b>"),
-        ("from $5 to $6 and <b>", "from $5 to $6 and &lt;b>"),
+        ("so:\n\n    <p>code</p>\n\n<p>", "so:\n\n    <p>code</p>\n\n&#x0003c;p>"),
+        ("two ``a ` <b>`` and <b>", "two ``a ` <b>`` and &#x0003c;b>"),
+        ("one ` alone <b>", "one ` alone &#x0003c;b>"),
+        ("from $5 to $6 and <b>", "from $5 to $6 and &#x0003c;b>"),
         ("is $a < b$ so", "is \\(a \\lt  b\\) so"),
         ("$$a<b$$", "$$a\\lt b$$"),
         ("\\[ x \\] and \\(y\\)", "\\[ x \\] and \\(y\\)"),
@@ -39,6 +40,28 @@ WEB = Path(shown.__file__).parent
 )
 def test_text_is_shown_as_it_was_written(typed: str, seen: str) -> None:
     assert shown.text(typed) == seen
+
+
+@pytest.mark.parametrize(
+    "written", ["a < b && c <b>x</b>", "say `&lt;` and &amp; <i>", "```\n<p>&lt;\n```", "two\n\nparts"]
+)
+def test_what_is_edited_is_what_was_written(written: str) -> None:
+    talk = Talk(id="x", turns=[
+        Turn(role="user", content=written, documents=[Document(name="a<b>.txt", text="t", tokens=3)]),
+        Turn(role="user", content=written),
+        Turn(role="user", documents=[Document(name="alone.txt", text="t", tokens=3)]),
+    ])  # fmt: skip
+    with_file, without, file_alone = shown.messages(talk, None, words.ZH)[0]
+    assert "a&#x0003c;b>.txt" in with_file["content"] and shown.edited(with_file["content"]) == written
+    assert shown.edited(without["content"]) == written and shown.edited(file_alone["content"]) == ""
+
+
+def test_a_fault_is_marked_and_other_remarks_are_not() -> None:
+    fault = Turn(role="assistant", ending="cancelled", notices=["The answer was ended: x."])
+    remark = Turn(role="assistant", content="hi", ending="stop", notices=["It goes on on CPU."])
+    messages, _ = shown.messages(Talk(id="x", turns=[fault, remark]), None, words.EN)
+    assert messages[0]["content"] == "> ***!*** The answer was ended: x."
+    assert messages[1]["content"] == "hi\n\n> It goes on on CPU."
 
 
 def test_each_message_knows_its_turn() -> None:
@@ -50,9 +73,9 @@ def test_each_message_knows_its_turn() -> None:
         Turn(role="assistant", content="ha", ending="partial"),
     ])  # fmt: skip
     messages, places = shown.messages(talk, None, words.EN)
-    assert places == [0, 0, 1, 1, 1, 1, 2, 3]
+    assert places == [0, 1, 1, 1, 1, 2, 3]
     assert "1,234 tokens" in messages[0]["content"]
-    assert messages[2]["metadata"]["title"] == "Thought" and messages[4]["metadata"]["title"] == "calculate · done"
+    assert messages[1]["metadata"]["title"] == "Thought" and messages[3]["metadata"]["title"] == "calculate · done"
     assert messages[-1]["content"] == "ha\n\n*(cut off: the program ended here)*"
     coming = Turn(role="assistant", ending="partial")
     assert shown.messages(talk, coming, words.ZH)[0][-1]["content"] == "*正在阅读……*"

@@ -280,7 +280,7 @@ class Answers:
             usage = chunk.usage or usage
             with job.changing() as turn:
                 if chunk.notice:
-                    turn.notices.append(chunk.notice)
+                    turn.notices.append(chunk.notice[:1].upper() + chunk.notice[1:])
                 if chunk.restart:
                     parser, turn.content = fresh(), ""
                 if parser is None:

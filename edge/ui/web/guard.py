@@ -64,8 +64,8 @@ def refusal(method: str, headers: Mapping[str, str], names: Collection[str] | No
         return f"This page is not served under the name {host[:100]}. Open the address that the program printed."
     if origin is not None and urlsplit(origin).netloc != host:
         return "A page from elsewhere asked. Open the address that the program printed."
-    if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
-        # A link that leads here may be followed; nothing here is drawn within a page from elsewhere, or asked by it.
-        if method not in ("GET", "HEAD") or headers.get("sec-fetch-dest") != "document":
-            return "A page from elsewhere asked. Open the address that the program printed."
+    # A link that leads here may be followed; nothing here is drawn within a page from elsewhere, or asked by it.
+    followed = method in ("GET", "HEAD") and headers.get("sec-fetch-dest") == "document"
+    if headers.get("sec-fetch-site", "none") not in ("none", "same-origin") and not followed:
+        return "A page from elsewhere asked. Open the address that the program printed."
     return None

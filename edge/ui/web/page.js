@@ -10,6 +10,7 @@
 
   edge.say = (key, ...values) => values.reduce((text, value, i) => text.replace(`{${i}}`, value), words[key] ?? key);
   edge.on = (listener) => { listeners.push(listener); if (edge.last) listener(edge.last); };
+  edge.language = language;
   edge.server = () => parts.rail.server;
 
   // make("button", {class: "x", onclick: f}, "text", child…)
@@ -78,7 +79,7 @@
     asking = true;
     const value = parts.rail.props.value || {};
     try {
-      edge.last = await edge.server().pulse({ words: words_, open: value.open });
+      edge.last = await edge.server().pulse({ words: words_, open: value.open, language });
       edge.lost = false;
       if (born && born !== edge.last.born) {  // the program was started again, and knows this tab no more
         sessionStorage.setItem("edge-draft", edge.field()?.value || "");
@@ -109,7 +110,7 @@
   };
   edge.search = (text) => { words_ = text; return edge.ask(); };
   edge.act = async (wanted) => {
-    const done = await edge.server().act(wanted);
+    const done = await edge.server().act({ ...wanted, language });
     await edge.ask();
     return done;
   };

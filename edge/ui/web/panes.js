@@ -92,7 +92,7 @@
         publish();
         try {
           const { path } = await part.upload(file);
-          Object.assign(chip, await edge.server().read({ path, name: file.name }));
+          Object.assign(chip, await edge.server().read({ path, name: file.name, language: edge.language }));
         } catch (fault) {
           chip.error = String(fault.message || fault);
         }

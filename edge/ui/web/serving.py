@@ -16,8 +16,6 @@ from edge.ui.web.guard import Guard
 from edge.ui.web.words import EN, LANGUAGES, ZH
 
 HOST = "127.0.0.1"
-EVERYWHERE = ("0.0.0.0", "::", "")
-"""All addresses of this machine; none of them can be visited under these names."""
 _HERE = Path(__file__).parent
 
 
@@ -44,6 +42,8 @@ def check_port(port: int | None, host: str = HOST) -> None:
     Raises:
         UsageError: the port is taken, or the address is not this machine's.
     """
+    if port is None and host == HOST:
+        return
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as probe:
@@ -91,14 +91,15 @@ def serve(page: Any, *, port: int | None, host: str = HOST, password: str | None
     page.queue(default_concurrency_limit=None)
     try:
         _, address, _ = page.launch(
-            server_name=f"[{host}]" if ":" in host else host, server_port=port, share=False, quiet=True, prevent_thread_lock=True, footer_links=[],
+            server_name=f"[{host}]" if ":" in host else host, server_port=port, share=False, quiet=True,
+            prevent_thread_lock=True, footer_links=[],
             ssr_mode=False, show_error=True, theme=_theme(gradio), head=_head(), i18n=translations(),
             auth=("edge", password) if password else None, app_kwargs={"middleware": [guard]}, enable_monitoring=False,
             run_history=False,  # gradio would keep what was said in the browser, too, where deleting does not reach
         )  # fmt: skip
     except OSError as error:
         raise _taken(port) from error
-    return address.replace(f"//{host}:", f"//{socket.gethostname()}:") if host in EVERYWHERE else str(address)
+    return str(address)
 
 
 def _head() -> str:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edge.ui.web.talk import Step, Talk, Turn
+from edge.ui.web.words import told
 
 # Fenced, indented and inline code, the last fence perhaps not closed yet: Markdown shows what is in it as it is.
 _CODE = r"(^```.*?(?:^```|\Z)|^~~~.*?(?:^~~~|\Z)|(?:\A|(?<=\n\n))(?:(?: {4}|\t)[^\n]*\n?)+|(`+)(?!`).+?(?<!`)\2(?!`))"
@@ -96,7 +97,7 @@ def _answer(turn: Turn, comes: bool, words: Mapping[str, str]) -> list[dict[str,
     if turn.ending == "length":
         lines.append(f"*({words['length']})*")
     mark = "> ***!*** " if turn.ending == "cancelled" else "> "  # the look makes a fault of a quotation so marked
-    lines += [mark + text(notice) for notice in turn.notices]
+    lines += [mark + text(told(notice, words)) for notice in turn.notices]
     if lines or not comes:
         parts.append({"role": "assistant", "content": "\n\n".join(lines)})
     elif comes and not parts:

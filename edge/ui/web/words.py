@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
+
+from edge.ui.web import chinese
 
 EN: dict[str, str] = {
     # the conversation
@@ -246,6 +249,16 @@ ZH: dict[str, str] = {
     "on device": "设备",
 }
 LANGUAGES: Mapping[str, Mapping[str, str]] = {"en": EN, "zh": ZH}
+
+
+def told(sentences: str, said: Mapping[str, str]) -> str:
+    """What the program says in English, in the language of `said`."""
+    return chinese.told(sentences) if said is ZH else sentences
+
+
+def named(asked: Any) -> Mapping[str, str]:
+    """The words for the language that the page's script says it has."""
+    return LANGUAGES.get(str(asked.get("language")), EN) if isinstance(asked, Mapping) else EN
 
 
 def preferred(accept_language: str | None) -> Mapping[str, str]:

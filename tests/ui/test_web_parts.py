@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
+from edge.errors import UsageError
 from edge.ui.web import helpers, shown, words
 from edge.ui.web.desk import Desk
-from edge.ui.web.talk import Document, Step, Talk, Turn
+from edge.ui.web.talk import Document, Settings, Step, Talk, Turn
 
 MakeDesk = Callable[..., Desk]
 WEB = Path(shown.__file__).parent
@@ -120,6 +121,21 @@ def test_the_script_says_nothing_that_has_no_words() -> None:
     for path in WEB.glob("*.js"):
         used |= set(re.findall(r"""\b(?:say|button|row|item)\("([^"`]+)\"""", path.read_text(encoding="utf-8")))
     assert len(used) > 50 and used <= set(words.EN)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [("temperature", 9, "temperature 9 cannot be. Name a number up to 2.0"),
+     ("top_p", 0, "top_p 0 cannot be. Name a number above 0.0"),
+     ("seed", -1, "seed -1 cannot be. Name a number from 0 on"),
+     ("max_new_tokens", 1.5, "max_new_tokens 1.5 cannot be. ")],
+)  # fmt: skip
+def test_a_number_out_of_its_range_is_told(name: str, value: float, told: str) -> None:
+    from edge.ui.web import controls
+
+    with pytest.raises(UsageError) as refused:
+        controls.settings(Settings(), name, value)
+    assert str(refused.value).startswith(told)
 
 
 @pytest.mark.parametrize(

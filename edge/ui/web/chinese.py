@@ -33,8 +33,9 @@ SENTENCES: dict[str, str] = {
     "A conversation could not be read ({}). It was put aside, whole, as {}":
         "有一个对话无法读取（{0}），已原样另存为 {1}",
     "{} {} cannot be": "{0} 不能是 {1}",
-    "Input should be less than or equal to {}": "不能大于 {0}",
-    "Input should be greater than or equal to {}": "不能小于 {0}",
+    "Name a number up to {}": "请填写不大于 {0} 的数",
+    "Name a number from {} on": "请填写不小于 {0} 的数",
+    "Name a number above {}": "请填写大于 {0} 的数",
     # an answer
     "The answer was ended: it called tools {} times in a row": "回答已终止：连续调用工具 {0} 次",
     "The conversation has outgrown the context of {} tokens: its oldest |turn is| no longer read":

@@ -139,7 +139,8 @@ def table(result: dict[str, Any]) -> str:
         f"Starts of `glm4-edge ui` with {result['model']['name']} "
         f"({result['model']['weight_bytes'] / 1e6:,.0f} MB of weights), {result['machine']['cores']} cores of "
         f"{result['machine']['cpu']}, gradio {result['versions']['gradio']}, "
-        f"Chromium {result['versions']['chromium']}: seconds; of the later starts median, smallest and largest of {len(later)}.",
+        f"Chromium {result['versions']['chromium']}: seconds; of the later starts median, "
+        f"smallest and largest of {len(later)}.",
         "", "| | first start | later starts |", "| --- | --- | --- |",
     ]  # fmt: skip
     for step, told in _STEPS.items():

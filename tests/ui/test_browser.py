@@ -84,7 +84,7 @@ def test_an_answer_is_seen_before_it_ends_and_nothing_is_asked_of_others(
     browser.shoot(page, "streaming")
     finished(page)
     assert answer(page).inner_text().strip() == text.strip()
-    assert page.locator(".edge-panel figure svg rect").count() == 1
+    until(lambda: page.locator(".edge-panel figure svg rect").count() == 1)
     assert re.search(r"\?c=\d{8}-", page.url)
     assert browser.outside == [] and browser.faults == []
 

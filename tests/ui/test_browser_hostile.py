@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,7 @@ def test_what_is_edited_and_copied_is_what_was_written(
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     (tmp_path / "note.txt").write_text("seven apples", encoding="utf-8")
     page.locator(".edge-chips input[type=file]").set_input_files(tmp_path / "note.txt")
-    page.get_by_text("of 4,096 tokens").first.wait_for()
+    page.locator(".edge-chips li").get_by_text("12 of 4,096 tokens").wait_for()
     send(page, "Is a < b && c in <b>?")
     finished(page)
     page.locator("#edge-chat button[title='Copy message']").last.click()
@@ -161,6 +162,30 @@ def test_two_tabs_ask_at_once_and_one_deletes_what_is_answered(
     until(lambda: said(first).startswith("and on"))
 
 
+def test_a_question_waits_for_its_file(browser: Browser, make_desk: MakeDesk, serve: Serve, tmp_path: Path) -> None:
+    desk = make_desk()
+    reading, read = threading.Event(), desk.read
+
+    def slowly(path: Path, name: str) -> dict[str, Any]:
+        assert reading.wait(30)
+        return read(path, name)
+
+    desk.read = slowly  # type: ignore[method-assign]
+    page = browser.open(serve(desk))
+    (tmp_path / "note.txt").write_text("seven apples", encoding="utf-8")
+    page.locator(".edge-chips input[type=file]").set_input_files(tmp_path / "note.txt")
+    chip = page.locator(".edge-chips li")
+    chip.get_by_text("reading").wait_for()
+    page.fill(FIELD, "How many?")
+    page.press(FIELD, "Enter")
+    page.get_by_text("note.txt is still being read").wait_for()
+    assert page.input_value(FIELD) == "How many?" and desk.store.entries() == []
+    reading.set()
+    chip.get_by_text("12 of 4,096 tokens").wait_for()
+    page.press(FIELD, "Enter")
+    until(lambda: "seven apples" in said(page))
+
+
 def test_files_that_are_none_and_a_message_of_megabytes(
     browser: Browser, make_desk: MakeDesk, serve: Serve, tmp_path: Path
 ) -> None:
@@ -179,10 +204,10 @@ def test_files_that_are_none_and_a_message_of_megabytes(
     page.evaluate(
         """(text) => { const field = document.querySelector("#edge-field textarea"); field.value = text;
         field.dispatchEvent(new Event("input", {bubbles: true})); }""",
-        "word " * 1_000_000,
+        "word " * 200_000,
     )
     page.press(FIELD, "Enter")
-    page.get_by_text("个词元的上下文只容得下").wait_for()
+    page.get_by_text("的上下文只容得下").wait_for()
     finished(page)
     browser.shoot(page, "chinese-error")
     send(page, "短的")

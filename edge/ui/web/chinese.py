@@ -46,6 +46,8 @@ SENTENCES: dict[str, str] = {
         "这条消息连同模板和系统提示词共 {0}，而 {1} 个词元的上下文只容得下 {2} 个",
     "the conversation has {} tokens, and {} are left for it of a context of {}":
         "对话有 {0} 个词元，而 {2} 个词元的上下文只给它留下 {1} 个",
+    "the conversation has {}, and a context of {} has room for {} and one of the answer":
+        "对话有 {0}，而 {1} 个词元的上下文只容得下 {2} 个和回答的一个",
     "Make the message shorter, or load the model with a longer context": "请缩短消息，或以更长的上下文加载模型",
     "The files are longer than the context. Left out: {}": "文件超出上下文。未读取：{0}",
     "Ask a shorter question, about fewer files, or load the model with a longer context":
@@ -127,7 +129,7 @@ def told(english: str) -> str:
 
 def _last(said: list[str]) -> str:
     end = said[-1:] or [""]
-    return end[0] if not end[0] or end[0].endswith(("：", "。", ".")) else f"{end[0]}。"
+    return end[0] if not end[0] or end[0].endswith(("：", "。")) or end[0][-1].isascii() else f"{end[0]}。"
 
 
 @lru_cache

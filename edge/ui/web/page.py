@@ -183,7 +183,12 @@ class _Page:
     # What is done to a conversation
 
     def _send(self, text: str, chips: Any, state: Talk | None, request: gradio.Request) -> Iterator[list[Any]]:
-        keys = [str(chip.get("key")) for chip in chips or [] if isinstance(chip, dict) and chip.get("key")]
+        dropped = [chip for chip in chips or [] if isinstance(chip, dict)]
+        if names := [str(chip.get("name")) for chip in dropped if not chip.get("key")]:
+            gradio.Warning(shown.text(_words(request)["still reading"].format(", ".join(names))))
+            yield [*[gradio.skip()] * 2, gradio.Textbox(text), gradio.skip(), gradio.skip()]
+            return
+        keys = [str(chip["key"]) for chip in dropped]
         if not text.strip() and not keys:
             yield [gradio.skip()] * 5
             return

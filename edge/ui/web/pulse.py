@@ -13,6 +13,8 @@ from edge.ui.web.answering import Answers, sentence
 from edge.ui.web.host import Host
 from edge.ui.web.store import Store
 
+_MODELS = "edge.runtime.hosting"
+"""Is in the command of a process that runs a model."""
 _MOST_ENTRIES = 300
 _BORN = uuid.uuid4().hex
 """Of this program: a tab that has known another begins anew, and finds everything as it was."""
@@ -94,13 +96,14 @@ def machine(host: Host, answers: Answers) -> dict[str, Any]:
 
 
 def _memory_bytes() -> int:
-    """Of this program, and of the processes that it has begun: the model is in one."""
+    """Of this program, and of the processes in which its models are; a browser that it has opened is none of it."""
     import psutil
 
     total, own = 0, psutil.Process()
     for process in (own, *own.children(recursive=True)):
         with contextlib.suppress(psutil.Error):  # it has just ended
-            total += process.memory_info().rss
+            if process == own or any(_MODELS in part for part in process.cmdline()):
+                total += process.memory_info().rss
     return total
 
 

@@ -113,23 +113,21 @@ SENTENCES: dict[str, str] = {
 
 def told(english: str) -> str:
     """The sentences in Chinese, one after the other; framed, as they are, where the first is not known."""
-    rest, said = english.strip(), []
+    rest, said = english.strip(), ""
     while rest:
         for pattern, chinese in _patterns():
             found = pattern.match(rest)
             if found is not None:
-                said.append(chinese.format(*found.groups()))
+                sentence = chinese.format(*(_TOKENS.sub(r"\1 个词元", each) for each in found.groups()))
+                said += sentence if sentence.endswith("：") else f"{sentence}。"
                 rest = rest[found.end() :]
                 break
         else:
-            said.append(rest if said else FRAME.format(rest))
-            break
-    return "".join(part if part.endswith(("：", "。")) else f"{part}。" for part in said[:-1]) + _last(said)
+            return said + rest if said else FRAME.format(rest)
+    return said
 
 
-def _last(said: list[str]) -> str:
-    end = said[-1:] or [""]
-    return end[0] if not end[0] or end[0].endswith(("：", "。")) or end[0][-1].isascii() else f"{end[0]}。"
+_TOKENS = re.compile(r"([\d,]+) tokens?\b")
 
 
 @lru_cache

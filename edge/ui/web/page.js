@@ -73,8 +73,9 @@
   const tell = () => { if (edge.last) for (const listener of listeners) listener(edge.last); };
   edge.field = () => document.querySelector("#edge-field textarea");
 
-  let asking = false, words_ = "", born = null;
+  let asking = false, again = false, words_ = "", born = null;
   edge.ask = async () => {
+    if (asking) again = true;  // what is on its way may be older than what was just done
     if (asking || !parts.rail) return;
     asking = true;
     const value = parts.rail.props.value || {};
@@ -95,6 +96,7 @@
     }
     asking = false;
     document.body.classList.toggle("edge-lost", edge.lost);
+    if (again) { again = false; return edge.ask(); }
     if (!edge.last) return;
     const first = edge.last.host.stage !== "ready";
     if (first) edge.view("first");

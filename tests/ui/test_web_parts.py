@@ -58,10 +58,12 @@ def test_what_is_edited_is_what_was_written(written: str) -> None:
 
 
 def test_a_fault_is_marked_and_other_remarks_are_not() -> None:
-    fault = Turn(role="assistant", ending="cancelled", notices=["The answer was ended: x."])
+    fault = Turn(role="assistant", ending="cancelled", failed=True, notices=["It goes on on CPU.", "CPU failed."])
+    stopped = Turn(role="assistant", content="h", ending="cancelled", notices=["It goes on on CPU."])
     remark = Turn(role="assistant", content="hi", ending="stop", notices=["It goes on on CPU."])
-    messages, _ = shown.messages(Talk(id="x", turns=[fault, remark]), None, words.EN)
-    assert messages[0]["content"] == "> ***!*** The answer was ended: x."
+    messages, _ = shown.messages(Talk(id="x", turns=[fault, remark, stopped]), None, words.EN)
+    assert messages[0]["content"] == "> It goes on on CPU.\n\n> ***!*** CPU failed."
+    assert messages[2]["content"] == "h\n\n*(stopped)*\n\n> It goes on on CPU."
     assert messages[1]["content"] == "hi\n\n> It goes on on CPU."
 
 

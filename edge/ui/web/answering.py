@@ -207,6 +207,7 @@ class Answers:
             with job.changing() as turn:
                 turn.ending = "cancelled" if fault or job.stopped or usage is None else usage.finish_reason
                 turn.notices += [fault] if fault else []
+                turn.failed = fault is not None
                 turn.figures = _figures(job, usage, engine.device)
             if turn.figures is not None and turn.content:
                 self.session.append(turn.figures)

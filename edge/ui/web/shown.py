@@ -90,14 +90,16 @@ def _answer(turn: Turn, comes: bool, words: Mapping[str, str]) -> list[dict[str,
         parts += [{"role": "assistant", "content": text(step.before)}] if step.before else []
         parts.append({"role": "assistant", "content": _step(step), "metadata": _title(step, words)})
     lines = [text(turn.content)] if turn.content else []
-    if turn.ending == "cancelled" and not turn.notices:
+    if turn.ending == "cancelled" and not turn.failed:
         lines.append(f"*({words['stopped']})*")
     if turn.ending == "partial" and not comes:
         lines.append(f"*({words['cut off']})*")
     if turn.ending == "length":
         lines.append(f"*({words['length']})*")
-    mark = "> ***!*** " if turn.ending == "cancelled" else "> "  # the look makes a fault of a quotation so marked
-    lines += [mark + text(told(notice, words)) for notice in turn.notices]
+    notices = [text(told(notice, words)) for notice in turn.notices]
+    if turn.failed and notices:
+        notices[-1] = f"***!*** {notices[-1]}"  # the look makes a fault of a quotation so marked
+    lines += [f"> {notice}" for notice in notices]
     if lines or not comes:
         parts.append({"role": "assistant", "content": "\n\n".join(lines)})
     elif comes and not parts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -9,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -51,8 +53,11 @@ class Program:
         """The processes in which it runs models."""
         psutil = pytest.importorskip("psutil")
         assert self.process is not None
-        children = psutil.Process(self.process.pid).children(recursive=True)
-        return [child for child in children if any("edge.runtime.hosting" in part for part in child.cmdline())]
+        found = []
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):  # it has just ended
+                found += [child] if any("edge.runtime.hosting" in part for part in child.cmdline()) else []
+        return found
 
     def kill(self) -> None:
         if self.process is not None:
@@ -139,6 +144,24 @@ def test_ctrl_c_in_the_middle_of_an_answer_leaves_nothing(browser: Browser, prog
     assert not any(model.is_running() for model in models)
     (kept,) = (program.home / "conversations").glob("*.json")
     assert '"ending": "cancelled"' in kept.read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a Ctrl-C cannot be sent to one process there")
+def test_ctrl_c_while_the_model_is_loaded_leaves_nothing(program: Program, pocket_dir: Path) -> None:
+    def begin() -> None:
+        program.start(str(pocket_dir))  # its address comes only after gradio's seconds
+
+    waiting = threading.Thread(target=begin)
+    waiting.start()
+    until(lambda: program.process is not None)
+    until(lambda: len(program.models()) > 0)
+    models = program.models()
+    assert program.process is not None
+    began = time.monotonic()
+    program.process.send_signal(signal.SIGINT)
+    assert program.process.wait(30) == 130 and time.monotonic() < began + 15
+    waiting.join(20)
+    until(lambda: not any(model.is_running() for model in models))
 
 
 def test_two_models_answer_side_by_side(browser: Browser, program: Program, pocket_dir: Path) -> None:

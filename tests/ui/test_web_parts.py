@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
@@ -226,6 +227,26 @@ def test_the_first_model_is_given_back_before_the_next_is_loaded(make_desk: Make
     assert state["stage"] == "choose" and "no room" in state["error"]
 
 
+def test_closing_does_not_wait_for_a_model_that_is_being_loaded(make_desk: MakeDesk) -> None:
+    desk = make_desk(model=None)
+    backend: Any = desk.host.backend
+    loading, opened = threading.Event(), backend.open
+
+    def slow(*asked: Any) -> Any:
+        assert loading.wait(20)
+        return opened(*asked)
+
+    backend.open = slow
+    desk.host.choose("echo")
+    stages(desk, "load")
+    began = time.monotonic()
+    desk.close()
+    assert time.monotonic() < began + 5
+    loading.set()
+    assert desk.host.wait(10)
+    assert desk.host.engine is None and len(backend.closed) == 1  # it gives back what came too late
+
+
 def test_with_yes_it_is_exported_at_once(make_desk: MakeDesk) -> None:
     desk = make_desk(model=None)
     desk.host.choose("pocket", at_once=True)
@@ -233,8 +254,6 @@ def test_with_yes_it_is_exported_at_once(make_desk: MakeDesk) -> None:
 
 
 def test_the_device_warms_up_while_the_visitor_types(make_desk: MakeDesk) -> None:
-    import threading
-
     from edge.errors import DeviceError
     from edge.runtime.echo import EchoEngine
 

@@ -40,12 +40,15 @@ class Guard:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        from starlette.datastructures import Headers
-        from starlette.responses import PlainTextResponse
-
-        why = refusal(str(scope.get("method", "")), Headers(scope=scope), self._names)
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        why = refusal(str(scope.get("method", "")), headers, self._names)
         if why is not None:
-            await PlainTextResponse(why, 403)(scope, receive, send)
+            if scope["type"] == "websocket":
+                await send({"type": "websocket.close", "code": 1008})
+                return
+            kind = [(b"content-type", b"text/plain; charset=utf-8"), *_HEADERS.items()]
+            await send({"type": "http.response.start", "status": 403, "headers": kind})
+            await send({"type": "http.response.body", "body": why.encode()})
             return
 
         async def told(message: Any) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import secrets
+import socket
 import time
 import webbrowser
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 
@@ -69,7 +71,11 @@ def ui(
         address = serving.serve(page.build(desk), port=port, host=host, password=password)
         click.echo(address)
         if password:
-            say(f"Whoever knows the name edge and the password {password} can read all conversations.")
+            if host in ("0.0.0.0", "::"):
+                say(f"From another machine: http://{socket.gethostname()}:{urlsplit(address).port}/")
+            say(f"OTHER MACHINES CAN REACH THIS PAGE. Whoever knows the name edge and the password {password}")
+            say("can read and delete all conversations, and read this machine's models. What is said goes over the")
+            say("network as it is: where others listen, let it through an encrypted tunnel instead.")
         say("Ctrl-C ends it.")
         if open_browser:
             webbrowser.open(address)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
 from edge import golden as goldens
-from edge.errors import DeviceError, EdgeError, ModelError
+from edge.errors import DeviceError, EdgeError
 from edge.manifest import Manifest
 from edge.messages import Chunk, Conversation, Progress, Sampling
 from edge.runtime import canary
@@ -297,15 +297,22 @@ class Guarded:
         self._held.engine.cancel()
 
     def count_tokens(self, conversation: Conversation) -> int:
-        """See `ChatEngine.count_tokens`."""
+        """See `ChatEngine.count_tokens`. What was lost while nobody asked is opened again, as for an answer."""
+        restarted = False
         while True:
             engine = self._held.usable(threading.Event())
             assert engine is not None
             try:
                 return engine.count_tokens(conversation)
-            except ModelError:
-                if self._held.closed or not self._held.left(engine):
+            except EdgeError as error:
+                if self._held.closed:
                     raise
+                if self._held.left(engine):
+                    continue
+                if not isinstance(error, DeviceError) or restarted or not self._fallback:
+                    raise
+                restarted = True
+                self._held.leave(engine, Finding(False, error.message, {}), error.message, wrong=False)
 
     def warm_up(self) -> None:
         """See `ChatEngine.warm_up`; makes the check that the opening left for now, and replaces what does not pass.

@@ -613,3 +613,26 @@ def test_where_no_thread_is_to_be_had_nobody_waits_for_ever(monkeypatch: pytest.
     judgement.start()
     assert judgement.wait(threading.Event()) and isinstance(judgement.error, RuntimeError)
     assert not judgement.sound and judgement.wrong is None
+
+
+def test_a_device_that_was_lost_while_nobody_asked_is_left_by_who_counts() -> None:
+    class Lost(Told):
+        def encode(self, conversation: Conversation) -> list[int]:
+            raise DeviceError("the process that runs the model on GPU was killed", hint="Close other programs.")
+
+    laptop = Laptop(Lost("GPU", []), Told("CPU", ANSWER))
+    assert laptop.guarded.count_tokens(ASK) == 4
+    assert laptop.blamed == [("GPU", False)] and laptop.guarded.device == "CPU"
+    first = next(iter(laptop.guarded.stream(ASK, Sampling())))
+    assert first.notice is not None and "was killed" in first.notice and not first.restart
+
+
+def test_without_another_way_who_counts_is_told_of_the_lost_device() -> None:
+    class Lost(Told):
+        def encode(self, conversation: Conversation) -> list[int]:
+            raise DeviceError(f"{self.device} is lost", hint="Plug it in.")
+
+    with pytest.raises(DeviceError, match="GPU is lost"):
+        Laptop(Lost("GPU", []), Told("CPU", ANSWER), fallback=False).guarded.count_tokens(ASK)
+    with pytest.raises(DeviceError, match="CPU is lost"):
+        Laptop(Lost("GPU", []), Lost("CPU", [])).guarded.count_tokens(ASK)

@@ -37,7 +37,7 @@ class FakeBackend:
         self.done = 0
         self.closed: list[Any] = []
         self.opened: list[tuple[str, str | None]] = []
-        self.remarks = ["GPU → CPU: this machine has no GPU"]
+        self.remarks = ["GPU → CPU: this machine has no GPU that OpenVINO can use; it has CPU"]
 
     def made(self) -> list[tuple[str, Path]]:
         return [("echo", Path("models/echo-int4-cpu")), ("other", Path("models/other-int4-cpu"))]

@@ -84,7 +84,7 @@ def test_an_answer_is_seen_before_it_ends_and_nothing_is_asked_of_others(
     browser.shoot(page, "streaming")
     finished(page)
     assert answer(page).inner_text().strip() == text.strip()
-    assert page.locator(".edge-panel figure svg rect").count() == 1
+    until(lambda: page.locator(".edge-panel figure svg rect").count() == 1)
     assert re.search(r"\?c=\d{8}-", page.url)
     assert browser.outside == [] and browser.faults == []
 
@@ -325,6 +325,8 @@ def test_on_a_phone_nothing_is_wider_than_it(browser: Browser, make_desk: MakeDe
     page = browser.open(serve(make_desk(lambda: Scripted(RICH, RICH))), width=390, height=780)
     send(page, "Show me everything")
     finished(page)
+    page.locator("#edge-chat .bot .katex-display").wait_for()
+    page.locator(".edge-bar h1").get_by_text("Show me everything").wait_for()
     page.wait_for_function("() => document.fonts.status === 'loaded'")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     browser.shoot(page, "phone")

@@ -36,7 +36,10 @@ def test_choose_see_the_cost_export_stop_go_on_and_chat(browser: Browser, make_d
     page = browser.open(serve(desk))
     page.get_by_role("heading", name="Choose a model").wait_for()
     assert not page.locator(FIELD).is_visible()
-    page.get_by_role("radio", name="Pocket").check()
+    chosen = page.get_by_role("radio", name="Pocket")
+    chosen.check()
+    border = "(radio) => getComputedStyle(radio).borderTopColor + getComputedStyle(radio).borderTopWidth"
+    assert chosen.evaluate(border) == "rgb(11, 107, 97)5px"  # gradio would make it transparent under the pointer
     browser.shoot(page, "first-choose")
     page.get_by_role("button", name="See what it takes").click()
     page.get_by_text("about 75 s").wait_for()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,6 +48,16 @@ class Program:
         )  # fmt: skip
         assert self.process.stdout is not None
         return self.process.stdout.readline().strip()
+
+    def models(self) -> list[Any]:
+        """The processes in which it runs models."""
+        psutil = pytest.importorskip("psutil")
+        assert self.process is not None
+        found = []
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):  # it has just ended
+                found += [child] if any("edge.runtime.hosting" in part for part in child.cmdline()) else []
+        return found
 
     def kill(self) -> None:
         if self.process is not None:
@@ -96,6 +109,80 @@ def test_an_answer_through_a_crash(browser: Browser, program: Program, pocket_di
     until(lambda: page.get_by_text("cut off").count() == 0)
     page.keyboard.press("Escape")
     finished(page)
+
+
+def test_a_model_whose_process_is_killed_is_loaded_again(browser: Browser, program: Program, pocket_dir: Path) -> None:
+    page = browser.open(program.start(str(pocket_dir)))
+    page.locator(FIELD).wait_for(timeout=90_000)
+    send(page, "Tell me a very long story about a fox and a river, with all its details.")
+    until(lambda: len(said(page)) > 40, 60)
+    for model in program.models():
+        model.kill()
+    page.get_by_text("was killed").wait_for(timeout=120_000)  # the answer begins again, and says why
+    until(lambda: len(program.models()) == 1)
+    page.keyboard.press("Escape")
+    finished(page)
+    browser.shoot(page, "pocket-killed")
+    for model in program.models():  # while nobody asks
+        model.kill()
+    send(page, "Say hello.")
+    page.get_by_text("It goes on on CPU").wait_for(timeout=120_000)
+    finished(page)
+    assert answer(page).inner_text() and not page.locator("#edge-chat blockquote em").count()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a Ctrl-C cannot be sent to one process there")
+def test_ctrl_c_in_the_middle_of_an_answer_leaves_nothing(browser: Browser, program: Program, pocket_dir: Path) -> None:
+    page = browser.open(program.start(str(pocket_dir)))
+    page.locator(FIELD).wait_for(timeout=90_000)
+    send(page, "Tell me a very long story about a fox and a river, with all its details.")
+    until(lambda: len(said(page)) > 40, 60)
+    models = program.models()
+    assert len(models) == 1 and program.process is not None
+    program.process.send_signal(signal.SIGINT)
+    assert program.process.wait(20) == 130
+    assert not any(model.is_running() for model in models)
+    (kept,) = (program.home / "conversations").glob("*.json")
+    assert '"ending": "cancelled"' in kept.read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a Ctrl-C cannot be sent to one process there")
+def test_ctrl_c_while_the_model_is_loaded_leaves_nothing(program: Program, pocket_dir: Path) -> None:
+    def begin() -> None:
+        program.start(str(pocket_dir))  # its address comes only after gradio's seconds
+
+    waiting = threading.Thread(target=begin)
+    waiting.start()
+    until(lambda: program.process is not None)
+    until(lambda: len(program.models()) > 0)
+    models = program.models()
+    assert program.process is not None
+    began = time.monotonic()
+    program.process.send_signal(signal.SIGINT)
+    assert program.process.wait(30) == 130 and time.monotonic() < began + 15
+    waiting.join(20)
+    until(lambda: not any(model.is_running() for model in models))
+
+
+def test_two_models_answer_side_by_side(browser: Browser, program: Program, pocket_dir: Path) -> None:
+    second = program.home / "models" / "second-int4-cpu"
+    shutil.copytree(pocket_dir, second)
+    page = browser.open(program.start(str(pocket_dir)))
+    page.locator(FIELD).wait_for(timeout=90_000)
+    page.get_by_role("button", name="Compare").click()
+    until(lambda: second.name in page.locator("#edge-right-model input").input_value())
+    page.locator("#edge-compare textarea").fill("What is the capital of France? Answer with one short sentence.")
+    page.get_by_role("button", name="Ask both").click()
+    right = page.locator("#edge-right .prose.edge-figures")
+    until(
+        lambda: re.search(r"First token [\d.]+ s · [\d.]+ tokens/s · \d+ tokens", right.inner_text()) is not None, 120
+    )
+    answers = [page.locator(f"#edge-{side} .prose.edge-answer").inner_text() for side in ("left", "right")]
+    assert all("Paris" in each for each in answers)
+    assert len(program.models()) == 2
+    browser.shoot(page, "pocket-compare")
+    page.get_by_role("button", name="Chat", exact=True).click()
+    until(lambda: len(program.models()) == 1)
 
 
 @pytest.mark.heavy  # it exports the pocket model

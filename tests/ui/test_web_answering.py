@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -253,7 +255,9 @@ def test_closing_keeps_what_was_under_way(make_desk: MakeDesk) -> None:
 def test_the_pulse_has_the_numbers_as_they_come(make_desk: MakeDesk) -> None:
     desk = make_desk(lambda: EchoEngine(seconds_per_token=0.02))
     before = desk.pulse({})
-    assert before["machine"]["doing"] == "idle" and before["machine"]["why"] == ["GPU → CPU: this machine has no GPU"]
+    assert before["machine"]["doing"] == "idle" and before["machine"]["why"] == [
+        "GPU → CPU: this machine has no GPU that OpenVINO can use; it has CPU"
+    ]
     assert 0 < before["machine"]["memory_free_bytes"] < before["machine"]["memory_total_bytes"]
     job = ask(desk, "x" * 80)
     time.sleep(0.8)
@@ -265,6 +269,37 @@ def test_the_pulse_has_the_numbers_as_they_come(make_desk: MakeDesk) -> None:
     after = desk.pulse({"open": job.talk.id, "words": "nothing like it"})
     assert after["machine"]["doing"] == "idle" and len(after["machine"]["session"]) == 1
     assert after["entries"] == [] and after["open"]["revision"] > during["open"]["revision"]
+
+
+def test_the_memory_is_the_models_process_too(make_desk: MakeDesk) -> None:
+    import psutil
+
+    from edge.runtime import remote
+
+    desk = make_desk()
+    held = "import time; held = bytearray(b'x' * 200_000_000); print(flush=True); time.sleep(60)"
+    others = subprocess.Popen([sys.executable, "-c", held], stdout=subprocess.PIPE)
+    models = subprocess.Popen([*remote.COMMAND[:2], f"{held}  # {remote.COMMAND[2]}"], stdout=subprocess.PIPE)
+    try:
+        for process in (others, models):
+            assert process.stdout is not None and process.stdout.readline()
+        own = psutil.Process().memory_info().rss
+        assert own + 200e6 < desk.pulse({})["machine"]["memory_bytes"] < own + 350e6
+    finally:
+        for process in (others, models):
+            process.kill()
+            process.communicate()
+
+
+def test_the_pulse_speaks_the_pages_language(make_desk: MakeDesk) -> None:
+    desk = make_desk()
+    told = desk.pulse({"language": "zh"})
+    assert told["machine"]["why"] == ["GPU → CPU：这台电脑没有 OpenVINO 可用的 GPU，有 CPU。"]
+    assert desk.act({"do": "rename", "id": "x", "title": "y", "language": "zh"})["error"].startswith(
+        "对话 'x' 已不存在"
+    )
+    desk.act({"do": "choose", "model": ""})
+    assert desk.pulse({"language": "zh"})["host"]["error"] == "尚未选择。请填写文件夹或名称。"
 
 
 def test_the_lists_buttons(make_desk: MakeDesk) -> None:

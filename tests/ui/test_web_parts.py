@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
@@ -12,9 +13,10 @@ from typing import Any
 
 import pytest
 
+from edge.errors import UsageError
 from edge.ui.web import helpers, shown, words
 from edge.ui.web.desk import Desk
-from edge.ui.web.talk import Document, Step, Talk, Turn
+from edge.ui.web.talk import Document, Settings, Step, Talk, Turn
 
 MakeDesk = Callable[..., Desk]
 WEB = Path(shown.__file__).parent
@@ -23,14 +25,15 @@ WEB = Path(shown.__file__).parent
 @pytest.mark.parametrize(
     ("typed", "seen"),
     [
-        ("<b>bold</b> & more", "&lt;b>bold&lt;/b> &amp; more"),
+        ("<b>bold</b> & more", "&#x0003c;b>bold&#x0003c;/b> &#x00026; more"),
         ("a `<i>` tag", "a `<i>` tag"),
-        ("<p>\n```html\n<p>x</p>\n```\n<p>", "&lt;p>\n```html\n<p>x</p>\n```\n&lt;p>"),
+        ("<p>\n```html\n<p>x</p>\n```\n<p>", "&#x0003c;p>\n```html\n<p>x</p>\n```\n&#x0003c;p>"),
+        ("~~~\n<p>\n~~~\n<p>", "~~~\n<p>\n~~~\n&#x0003c;p>"),
         ("```\n<p> not closed yet", "```\n<p> not closed yet"),
-        ("so:\n\n    <p>code</p>\n\n<p>", "so:\n\n    <p>code</p>\n\n&lt;p>"),
-        ("two ``a ` <b>`` and <b>", "two ``a ` <b>`` and &lt;b>"),
-        ("one ` alone <b>", "one ` alone &lt;b>"),
-        ("from $5 to $6 and <b>", "from $5 to $6 and &lt;b>"),
+        ("so:\n\n    <p>code</p>\n\n<p>", "so:\n\n    <p>code</p>\n\n&#x0003c;p>"),
+        ("two ``a ` <b>`` and <b>", "two ``a ` <b>`` and &#x0003c;b>"),
+        ("one ` alone <b>", "one ` alone &#x0003c;b>"),
+        ("from $5 to $6 and <b>", "from $5 to $6 and &#x0003c;b>"),
         ("is $a < b$ so", "is \\(a \\lt  b\\) so"),
         ("$$a<b$$", "$$a\\lt b$$"),
         ("\\[ x \\] and \\(y\\)", "\\[ x \\] and \\(y\\)"),
@@ -39,6 +42,30 @@ WEB = Path(shown.__file__).parent
 )
 def test_text_is_shown_as_it_was_written(typed: str, seen: str) -> None:
     assert shown.text(typed) == seen
+
+
+@pytest.mark.parametrize(
+    "written", ["a < b && c <b>x</b>", "say `&lt;` and &amp; <i>", "```\n<p>&lt;\n```", "two\n\nparts"]
+)
+def test_what_is_edited_is_what_was_written(written: str) -> None:
+    talk = Talk(id="x", turns=[
+        Turn(role="user", content=written, documents=[Document(name="a<b>.txt", text="t", tokens=3)]),
+        Turn(role="user", content=written),
+        Turn(role="user", documents=[Document(name="alone.txt", text="t", tokens=3)]),
+    ])  # fmt: skip
+    with_file, without, file_alone = shown.messages(talk, None, words.ZH)[0]
+    assert "a&#x0003c;b>.txt" in with_file["content"] and shown.edited(with_file["content"]) == written
+    assert shown.edited(without["content"]) == written and shown.edited(file_alone["content"]) == ""
+
+
+def test_a_fault_is_marked_and_other_remarks_are_not() -> None:
+    fault = Turn(role="assistant", ending="cancelled", failed=True, notices=["It goes on on CPU.", "CPU failed."])
+    stopped = Turn(role="assistant", content="h", ending="cancelled", notices=["It goes on on CPU."])
+    remark = Turn(role="assistant", content="hi", ending="stop", notices=["It goes on on CPU."])
+    messages, _ = shown.messages(Talk(id="x", turns=[fault, remark, stopped]), None, words.EN)
+    assert messages[0]["content"] == "> It goes on on CPU.\n\n> ***!*** CPU failed."
+    assert messages[2]["content"] == "h\n\n*(stopped)*\n\n> It goes on on CPU."
+    assert messages[1]["content"] == "hi\n\n> It goes on on CPU."
 
 
 def test_each_message_knows_its_turn() -> None:
@@ -50,9 +77,9 @@ def test_each_message_knows_its_turn() -> None:
         Turn(role="assistant", content="ha", ending="partial"),
     ])  # fmt: skip
     messages, places = shown.messages(talk, None, words.EN)
-    assert places == [0, 0, 1, 1, 1, 1, 2, 3]
+    assert places == [0, 1, 1, 1, 1, 2, 3]
     assert "1,234 tokens" in messages[0]["content"]
-    assert messages[2]["metadata"]["title"] == "Thought" and messages[4]["metadata"]["title"] == "calculate · done"
+    assert messages[1]["metadata"]["title"] == "Thought" and messages[3]["metadata"]["title"] == "calculate · done"
     assert messages[-1]["content"] == "ha\n\n*(cut off: the program ended here)*"
     coming = Turn(role="assistant", ending="partial")
     assert shown.messages(talk, coming, words.ZH)[0][-1]["content"] == "*正在阅读……*"
@@ -97,6 +124,21 @@ def test_the_script_says_nothing_that_has_no_words() -> None:
     for path in WEB.glob("*.js"):
         used |= set(re.findall(r"""\b(?:say|button|row|item)\("([^"`]+)\"""", path.read_text(encoding="utf-8")))
     assert len(used) > 50 and used <= set(words.EN)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [("temperature", 9, "temperature 9 cannot be. Name a number up to 2.0"),
+     ("top_p", 0, "top_p 0 cannot be. Name a number above 0.0"),
+     ("seed", -1, "seed -1 cannot be. Name a number from 0 on"),
+     ("max_new_tokens", 1.5, "max_new_tokens 1.5 cannot be. ")],
+)  # fmt: skip
+def test_a_number_out_of_its_range_is_told(name: str, value: float, told: str) -> None:
+    from edge.ui.web import controls
+
+    with pytest.raises(UsageError) as refused:
+        controls.settings(Settings(), name, value)
+    assert str(refused.value).startswith(told)
 
 
 @pytest.mark.parametrize(
@@ -185,6 +227,26 @@ def test_the_first_model_is_given_back_before_the_next_is_loaded(make_desk: Make
     assert state["stage"] == "choose" and "no room" in state["error"]
 
 
+def test_closing_does_not_wait_for_a_model_that_is_being_loaded(make_desk: MakeDesk) -> None:
+    desk = make_desk(model=None)
+    backend: Any = desk.host.backend
+    loading, opened = threading.Event(), backend.open
+
+    def slow(*asked: Any) -> Any:
+        assert loading.wait(20)
+        return opened(*asked)
+
+    backend.open = slow
+    desk.host.choose("echo")
+    stages(desk, "load")
+    began = time.monotonic()
+    desk.close()
+    assert time.monotonic() < began + 5
+    loading.set()
+    assert desk.host.wait(10)
+    assert desk.host.engine is None and len(backend.closed) == 1  # it gives back what came too late
+
+
 def test_with_yes_it_is_exported_at_once(make_desk: MakeDesk) -> None:
     desk = make_desk(model=None)
     desk.host.choose("pocket", at_once=True)
@@ -192,8 +254,6 @@ def test_with_yes_it_is_exported_at_once(make_desk: MakeDesk) -> None:
 
 
 def test_the_device_warms_up_while_the_visitor_types(make_desk: MakeDesk) -> None:
-    import threading
-
     from edge.errors import DeviceError
     from edge.runtime.echo import EchoEngine
 

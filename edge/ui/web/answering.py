@@ -207,6 +207,7 @@ class Answers:
             with job.changing() as turn:
                 turn.ending = "cancelled" if fault or job.stopped or usage is None else usage.finish_reason
                 turn.notices += [fault] if fault else []
+                turn.failed = fault is not None
                 turn.figures = _figures(job, usage, engine.device)
             if turn.figures is not None and turn.content:
                 self.session.append(turn.figures)
@@ -280,7 +281,7 @@ class Answers:
             usage = chunk.usage or usage
             with job.changing() as turn:
                 if chunk.notice:
-                    turn.notices.append(chunk.notice)
+                    turn.notices.append(chunk.notice[:1].upper() + chunk.notice[1:])
                 if chunk.restart:
                     parser, turn.content = fresh(), ""
                 if parser is None:

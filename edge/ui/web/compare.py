@@ -18,6 +18,7 @@ from edge.ui.web.answering import sentence
 from edge.ui.web.desk import Desk
 
 _EVERY_TOKENS = 2  # a look at the page
+_END_SECONDS = 60.0  # for a comparison that was stopped: it may be loading a model
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Lists:
 
     outputs: list[Any]
     refresh: Callable[[], list[Any]]
-    close: Callable[[], None]
+    leave: Callable[[gradio.Request], None]
+    """Of a tab that no longer shows the view."""
 
 
 class _Engines:
@@ -60,6 +62,14 @@ class _Engines:
         """One comparison at a time: two would measure each other."""
         return self._lock
 
+    def close_unless_asked(self) -> None:
+        """Give its memory back as soon as what was stopped has ended, unless another tab compares."""
+        if self._lock.acquire(timeout=_END_SECONDS):
+            try:
+                self.close()
+            finally:
+                self._lock.release()
+
 
 def build(desk: Desk, say: Any) -> Lists:
     """Put the view here."""
@@ -67,7 +77,9 @@ def build(desk: Desk, say: Any) -> Lists:
     gradio.Markdown(say("compare title"), elem_id="edge-compare-title")
     gradio.Markdown(say("compare more"))
     question = gradio.Textbox(label=say("message"), placeholder=say("placeholder"), lines=2, max_lines=8)
-    ask = gradio.Button(say("ask both"), variant="primary", elem_id="edge-ask-both")
+    with gradio.Row(elem_id="edge-compare-buttons"):
+        ask = gradio.Button(say("ask both"), variant="primary", elem_id="edge-ask-both")
+        stop = gradio.Button(say("stop"), elem_id="edge-stop-both", visible=False)
     sides = []
     with gradio.Row(elem_id="edge-sides"):
         for side in ("left", "right"):
@@ -80,6 +92,8 @@ def build(desk: Desk, say: Any) -> Lists:
                 sides.append((model, device, figures, answer))
     (left, right) = sides
 
+    under_way: dict[str, threading.Event] = {}  # tab → set, it ends what it asked
+
     def run(
         text: str, model: Any, device: Any, other: Any, elsewhere: Any, request: gradio.Request
     ) -> Iterator[list[Any]]:
@@ -87,25 +101,39 @@ def build(desk: Desk, say: Any) -> Lists:
         said = words.preferred(request.headers.get("accept-language"))
         if not text.strip() or not all(chosen):
             return
+        stopping = under_way[request.session_hash or ""] = threading.Event()
+        buttons = [gradio.Button(interactive=False), gradio.Button(visible=True)]
+        yield ["", "", "", "", *buttons]
         with engines.alone():
-            yield ["", "", "", ""]
             for place in (0, 1):
-                for figures, answer in _asked(engines, text, chosen[2 * place], chosen[2 * place + 1], said):
-                    both: list[Any] = [gradio.skip()] * 4
+                for figures, answer in _asked(engines, text, chosen[2 * place], chosen[2 * place + 1], said, stopping):
+                    both: list[Any] = [gradio.skip()] * 6
                     both[2 * place : 2 * place + 2] = figures, answer
                     yield both
+        yield [*[gradio.skip()] * 4, gradio.Button(interactive=True), gradio.Button(visible=False)]
 
-    run.__annotations__["request"] = gradio.Request
-    outputs = [left[2], left[3], right[2], right[3]]
+    def end(request: gradio.Request) -> None:
+        stopping = under_way.pop(request.session_hash or "", None)
+        if stopping is not None:
+            stopping.set()
+
+    def leave(request: gradio.Request) -> None:
+        end(request)
+        engines.close_unless_asked()
+
+    for each in (run, end, leave):
+        each.__annotations__["request"] = gradio.Request
+    outputs = [left[2], left[3], right[2], right[3], ask, stop]
     inputs = [question, left[0], left[1], right[0], right[1]]
     for event in (ask.click, question.submit):
         event(run, inputs, outputs, show_progress="hidden", concurrency_limit=None, api_visibility="private")
+    stop.click(end, None, None, show_progress="hidden", queue=False, api_visibility="private")
 
     def refresh() -> list[Any]:
         made = [(f"{model} · {folder.name}", str(folder)) for model, folder in desk.host.backend.made()]
         here, devices = str(desk.host.folder), desk.host.backend.devices()
         if desk.host.folder is not None and here not in [folder for _, folder in made]:
-            made.insert(0, (desk.host.need_engine().name, here))
+            made.insert(0, (f"{desk.host.need_engine().name} · {desk.host.folder.name}", here))
         other = next((folder for _, folder in made if folder != here), here)
         second = devices[-1] if other == here else devices[0]
         choices = [(here, devices[0]), (other, second)]
@@ -115,24 +143,30 @@ def build(desk: Desk, say: Any) -> Lists:
             for each in (gradio.Dropdown(made, value=folder), gradio.Dropdown(devices, value=device))
         ]
 
-    return Lists([left[0], left[1], right[0], right[1]], refresh, engines.close)
+    return Lists([left[0], left[1], right[0], right[1]], refresh, leave)
 
 
-def _asked(engines: _Engines, text: str, folder: str, device: str, said: Any) -> Iterator[tuple[str, str]]:
+def _asked(
+    engines: _Engines, text: str, folder: str, device: str, said: Any, stopping: threading.Event
+) -> Iterator[tuple[str, str]]:
     """Figures and answer as they come."""
+    if stopping.is_set():
+        yield said["stopped"], ""
+        return
     yield said["stage load"] + " …", ""
     answer, usage, count = "", None, 0
     try:
         engine = engines.get(folder, device)
         yield said["reading"], ""
-        for chunk in engine.stream([Message("user", text)], Sampling(temperature=0)):
+        for chunk in engine.stream([Message("user", text)], Sampling(temperature=0), stopping):
             answer = chunk.text if chunk.restart else answer + chunk.text
             usage, count = chunk.usage or usage, count + 1
             if count % _EVERY_TOKENS == 0:
                 yield engine.device, shown.text(answer)
-        yield _figures(engine.device, usage, said), shown.text(answer)
+        figures = _figures(engine.device, usage, said)
+        yield f"{figures} · {said['stopped']}" if stopping.is_set() else figures, shown.text(answer)
     except EdgeError as error:
-        yield said["failed"], shown.text(sentence(error))
+        yield said["failed"], shown.text(words.told(sentence(error), said))
 
 
 def _figures(device: str, usage: Usage | None, said: Any) -> str:

@@ -18,6 +18,7 @@ PRESETS: dict[str, tuple[float | None, float | None]] = {
     "free": (1.0, 0.95),
 }
 """Name → temperature and top-p; None leaves it to the model."""
+_LIMITS = {"le": "Name a number up to {}.", "ge": "Name a number from {} on.", "gt": "Name a number above {}."}
 NAMES = ("system", "preset", "tools", "max_new_tokens", "temperature", "top_p", "seed")
 
 
@@ -72,7 +73,9 @@ def settings(before: Settings, name: str, value: Any) -> Settings:
         return Settings.model_validate({**before.model_dump(), **given})
     except ValidationError as error:
         fault = error.errors()[0]
-        raise UsageError(f"{name} {fault['input']} cannot be", hint=fault["msg"] + ".") from error
+        limits = fault.get("ctx", {})
+        ways = [way.format(limits[kind]) for kind, way in _LIMITS.items() if kind in limits]
+        raise UsageError(f"{name} {fault['input']} cannot be", hint=ways[0] if ways else f"{fault['msg']}.") from error
 
 
 def after(name: str, settings: Settings) -> list[Any]:

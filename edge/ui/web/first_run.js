@@ -35,7 +35,7 @@
         ...made.map(({ model, folder }) => option(`made:${folder}`, model, `${say("made")} · ${folder}`)),
         option("pocket", say("pocket"), say("pocket more")), option("folder", say("folder"), say("folder more")),
         option("hub", say("hub"), say("hub more"))), make("div", { class: "buttons" }, go,
-        host.loaded && button("cancel", async () => { edge.choosing = false; await act({ do: "back" }); edge.view("chat"); })));
+        host.loaded && button("cancel", async () => { edge.choosing = false; await act({ do: "back" }); if (!edge.choosing) edge.view("chat"); })));
       return [make("h2", {}, say("first title")), make("p", { class: "lead" }, say("first more")), fault(host), form];
     };
     const fault = (host) => host.error && make("p", { class: "fault", role: "alert" }, host.error);

@@ -14,6 +14,8 @@ from edge.messages import Progress
 from edge.runtime.interface import ChatEngine
 from edge.ui.web.answering import sentence
 
+_END_SECONDS = 30.0  # for a step of an export that hears no Ctrl-C
+
 Stage = Literal["choose", "cost", "costed", "export", "stopped", "load", "ready"]
 
 
@@ -89,6 +91,7 @@ class Host:
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._worker: threading.Thread | None = None
+        self._closed = False
 
     @property
     def engine(self) -> ChatEngine | None:
@@ -167,9 +170,12 @@ class Host:
         return worker is None or not worker.is_alive()
 
     def close(self) -> None:
-        """Stop what is being done and give the engine back."""
+        """Stop what is being done and give the engine back. A model that is being loaded is not waited for."""
         self.stop()
-        self.wait(30)
+        with self._lock:
+            self._closed = True
+            loading = self._shown.stage == "load"
+        self.wait(0 if loading else _END_SECONDS)
         if self._engine is not None:
             self._engine.close()
 
@@ -180,7 +186,13 @@ class Host:
         if before is not None:
             before.close()  # first: a laptop has no memory for two
         engine = self.backend.open(folder, None, remarks.append, progress)
-        self._engine, self.folder, self.remarks = engine, folder, remarks
+        with self._lock:
+            closed = self._closed
+            if not closed:
+                self._engine, self.folder, self.remarks = engine, folder, remarks
+        if closed:
+            engine.close()
+            return
         self._ready(engine)
         self._show("ready", engine.name)
 

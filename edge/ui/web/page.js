@@ -10,6 +10,7 @@
 
   edge.say = (key, ...values) => values.reduce((text, value, i) => text.replace(`{${i}}`, value), words[key] ?? key);
   edge.on = (listener) => { listeners.push(listener); if (edge.last) listener(edge.last); };
+  edge.language = language;
   edge.server = () => parts.rail.server;
 
   // make("button", {class: "x", onclick: f}, "text", child…)
@@ -33,6 +34,13 @@
     close: "M6 6l12 12M18 6L6 18", compare: "M4 5h7v14H4zM13 5h7v14h-7z", chip: "M7 7h10v10H7zM10 3v4M14 3v4M10 17v4M14 17v4M3 10h4M3 14h4M17 10h4M17 14h4",
   };
   edge.bytes = (count) => count >= 1e9 ? `${(count / 1e9).toFixed(1)} GB` : `${Math.round(count / 1e6)} MB`;
+
+  // What stands for < and & in a conversation, so that Markdown does not obey them, is not what was written.
+  const written = (text) => String(text).replaceAll("&#x0003c;", "<").replaceAll("&#x00026;", "&");
+  if (navigator.clipboard) {
+    const write = navigator.clipboard.writeText.bind(navigator.clipboard);
+    navigator.clipboard.writeText = (text) => write(written(text));
+  }
 
   // Draw anew only what has changed, and leave the keyboard where it was.
   edge.draw = (element, key, children) => {
@@ -65,13 +73,14 @@
   const tell = () => { if (edge.last) for (const listener of listeners) listener(edge.last); };
   edge.field = () => document.querySelector("#edge-field textarea");
 
-  let asking = false, words_ = "", born = null;
+  let asking = false, again = false, words_ = "", born = null;
   edge.ask = async () => {
+    if (asking) again = true;  // what is on its way may be older than what was just done
     if (asking || !parts.rail) return;
     asking = true;
     const value = parts.rail.props.value || {};
     try {
-      edge.last = await edge.server().pulse({ words: words_, open: value.open });
+      edge.last = await edge.server().pulse({ words: words_, open: value.open, language });
       edge.lost = false;
       if (born && born !== edge.last.born) {  // the program was started again, and knows this tab no more
         sessionStorage.setItem("edge-draft", edge.field()?.value || "");
@@ -87,6 +96,7 @@
     }
     asking = false;
     document.body.classList.toggle("edge-lost", edge.lost);
+    if (again) { again = false; return edge.ask(); }
     if (!edge.last) return;
     const first = edge.last.host.stage !== "ready";
     if (first) edge.view("first");
@@ -102,7 +112,7 @@
   };
   edge.search = (text) => { words_ = text; return edge.ask(); };
   edge.act = async (wanted) => {
-    const done = await edge.server().act(wanted);
+    const done = await edge.server().act({ ...wanted, language });
     await edge.ask();
     return done;
   };
@@ -140,6 +150,15 @@
       if (arrow && !arrow.inert) arrow.inert = true;
       const open = String(!!title.parentElement.querySelector(".content"));
       if (title.getAttribute("aria-expanded") !== open) title.setAttribute("aria-expanded", open);
+    }
+    for (const area of document.querySelectorAll("#edge-chat textarea")) {
+      if (area.edgeSeen) continue;
+      area.edgeSeen = true;
+      if (!area.getAttribute("aria-label")) area.setAttribute("aria-label", edge.say("message"));
+      const question = written(`\n\n${area.value}`.split("\n\n↳ **")[0].slice(2));  // without the files below it
+      if (question === area.value) continue;
+      area.value = question;
+      area.dispatchEvent(new Event("input"));
     }
   };
   new MutationObserver(mend).observe(document.documentElement, { childList: true, subtree: true });

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Iterator, Mapping
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,9 @@ class _Page:
             return desk.act(wanted)
 
         def read(asked: Any) -> Any:
-            return self._read(asked)
+            said, found = words.named(asked), self._read(asked)
+            return {key: words.told(value, said) if key in ("error", "remarks") else value
+                    for key, value in found.items()}  # fmt: skip
 
         with gradio.Blocks(title="glm4-edge", analytics_enabled=False, fill_height=True, fill_width=True) as page:
             state = gradio.State(None)
@@ -85,7 +86,7 @@ class _Page:
             ):
                 opened.then(self._go_on, state, view, **quiet)
             rail.expand(lists.refresh, None, lists.outputs, **quiet)
-            rail.collapse(lists.close, None, None, **quiet)
+            rail.collapse(lists.leave, None, None, **quiet)
             field.submit(self._send, [field, chips, state], [*view, chips], show_progress="hidden", api_name="chat")
             field.stop(self._stop, state, None, queue=False, api_name="stop", api_visibility="undocumented")
             chat.retry(self._retry, state, view, **quiet)
@@ -94,9 +95,10 @@ class _Page:
             for name, knob in zip(controls.NAMES, knobs.all, strict=True):
                 # Gradio keeps the first input after an update of its own to itself; the end of typing it does tell.
                 for event in (knob.input, knob.blur) if hasattr(knob, "blur") else (knob.input,):
-                    event(partial(self._settle, name), [state, knob], [state, rail, *knobs.all],
+                    event(self._settling(name), [state, knob], [state, rail, *knobs.all],
                           trigger_mode="always_last", **quiet)  # fmt: skip
             page.unload(self._left)
+            page.unload(lists.leave)
         self._knobs = knobs
         return page
 
@@ -122,7 +124,7 @@ class _Page:
             try:
                 talk = self._desk.store.get(name)
             except EdgeError as error:
-                gradio.Warning(shown.text(sentence(error)))
+                _warn(error, request)
         talk = talk or self._desk.store.new(self._desk.settings)
         return [*self._now(talk, request), *controls.updates(talk.settings)]
 
@@ -168,7 +170,7 @@ class _Page:
             try:
                 yield self._whole(self._desk.store.get(job.talk.id), request)
             except EdgeError as error:
-                gradio.Warning(shown.text(sentence(error)))
+                _warn(error, request)
                 yield self._whole(self._desk.store.new(self._desk.settings), request)
 
     def _look(self, request: gradio.Request) -> str:
@@ -181,7 +183,12 @@ class _Page:
     # What is done to a conversation
 
     def _send(self, text: str, chips: Any, state: Talk | None, request: gradio.Request) -> Iterator[list[Any]]:
-        keys = [str(chip.get("key")) for chip in chips or [] if isinstance(chip, dict) and chip.get("key")]
+        dropped = [chip for chip in chips or [] if isinstance(chip, dict)]
+        if names := [str(chip.get("name")) for chip in dropped if not chip.get("key")]:
+            gradio.Warning(shown.text(_words(request)["still reading"].format(", ".join(names))))
+            yield [*[gradio.skip()] * 2, gradio.Textbox(text), gradio.skip(), gradio.skip()]
+            return
+        keys = [str(chip["key"]) for chip in dropped]
         if not text.strip() and not keys:
             yield [gradio.skip()] * 5
             return
@@ -190,7 +197,7 @@ class _Page:
             documents = self._desk.take(keys)
             steps = self._begin(talk, text.strip(), documents, request)
         except EdgeError as error:
-            gradio.Warning(shown.text(sentence(error)), duration=None)
+            _warn(error, request, duration=None)
             yield [*[gradio.skip()] * 2, gradio.Textbox(text), gradio.skip(), gradio.skip()]
             return
         empty: Any = ""
@@ -218,7 +225,8 @@ class _Page:
         """Ask the question at a message again, in other words if there are some."""
         try:
             talk, question = self._cut(state, index, request)
-            steps = self._begin(talk, question.content if text is None else str(text), question.documents, request)
+            asked = question.content if text is None else shown.edited(str(text))
+            steps = self._begin(talk, asked, question.documents, request)
         except EdgeError as error:
             yield self._refused(error, state, request)
             return
@@ -241,23 +249,27 @@ class _Page:
 
     def _refused(self, error: EdgeError, state: Talk | None, request: gradio.Request) -> list[Any]:
         """Say why, and show the conversation as it is."""
-        said = _words(request)["other tab"] if isinstance(error, ChangedError) else sentence(error)
-        gradio.Warning(shown.text(said))
+        if isinstance(error, ChangedError):
+            gradio.Warning(_words(request)["other tab"])
+        else:
+            _warn(error, request)
         return self._open("" if state is None else state.id, request)[:4]
 
-    def _settle(self, name: str, state: Talk | None, value: Any) -> list[Any]:
-        """Keep what one knob says with the conversation."""
-        talk = state or self._desk.store.new(self._desk.settings)
+    def _settling(self, name: str) -> Callable[..., list[Any]]:
+        """Keeps what one knob says with the conversation."""
 
-        def put(talk: Talk) -> None:
-            talk.settings = controls.settings(talk.settings, name, value)
+        def settle(state: Talk | None, value: Any, request: gradio.Request) -> list[Any]:
+            def put(talk: Talk) -> None:
+                talk.settings = controls.settings(talk.settings, name, value)
 
-        try:
-            talk = self._desk.settle(talk, put)
-        except EdgeError as error:
-            gradio.Warning(shown.text(sentence(error)))
-            return [gradio.skip()] * (2 + len(controls.NAMES))
-        return [talk, _rail(talk), *controls.after(name, talk.settings)]
+            try:
+                talk = self._desk.settle(state or self._desk.store.new(self._desk.settings), put)
+            except EdgeError as error:
+                _warn(error, request)
+                return [gradio.skip()] * (2 + len(controls.NAMES))
+            return [talk, _rail(talk), *controls.after(name, talk.settings)]
+
+        return settle
 
     def _read(self, asked: Any) -> dict[str, Any]:
         """A file that the page has uploaded; no other may be read."""
@@ -279,6 +291,10 @@ def _part(name: str) -> None:
 
 def _rail(talk: Talk, *, following: bool = False) -> dict[str, Any]:
     return {"open": talk.id if talk.turns else "", "revision": talk.revision, "following": following}
+
+
+def _warn(error: EdgeError, request: gradio.Request, **more: Any) -> None:
+    gradio.Warning(shown.text(words.told(sentence(error), _words(request))), **more)
 
 
 def _words(request: gradio.Request) -> Mapping[str, str]:

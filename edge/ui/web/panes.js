@@ -78,7 +78,7 @@
     place.append(list, button, choose);
     let chips = [];
     const publish = () => {
-      part.props.value = chips.filter((chip) => chip.key);
+      part.props.value = chips.filter((chip) => !chip.error);  // one without a key is still being read
       edge.draw(list, JSON.stringify(chips), () => chips.map((chip) => make("li", { class: chip.error ? "bad" : "" },
         make("span", {}, chip.name),
         make("small", { role: "status" }, chip.error || (chip.tokens === undefined ? say("counting")
@@ -92,7 +92,7 @@
         publish();
         try {
           const { path } = await part.upload(file);
-          Object.assign(chip, await edge.server().read({ path, name: file.name }));
+          Object.assign(chip, await edge.server().read({ path, name: file.name, language: edge.language }));
         } catch (fault) {
           chip.error = String(fault.message || fault);
         }

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
 from typing import Any
 
 from edge.errors import EdgeError, UsageError
-from edge.ui.web import kept_as
+from edge.ui.web import kept_as, words
 from edge.ui.web.answering import Answers, sentence
 from edge.ui.web.host import Host
 from edge.ui.web.store import Store
 
+_MODELS = "edge.runtime.hosting"
+"""Is in the command of a process that runs a model."""
 _MOST_ENTRIES = 300
 _BORN = uuid.uuid4().hex
 """Of this program: a tab that has known another begins anew, and finds everything as it was."""
@@ -40,13 +43,19 @@ def pulse(host: Host, store: Store, answers: Answers, asked: dict[str, Any], rem
             revision = store.get(shown).revision
         except EdgeError:
             revision = None
+    said = words.named(asked)
+    state, facts = host.state(), machine(host, answers)
+    if state["error"]:
+        state["error"] = words.told(state["error"], said)
+    if "why" in facts:
+        facts["why"] = [words.told(line, said) for line in facts["why"]]
     return {
         "born": _BORN,
         "entries": entries,
         "open": {"id": shown, "revision": revision, "busy": shown in running},
-        "host": host.state(),
-        "machine": machine(host, answers),
-        "remarks": remarks,
+        "host": state,
+        "machine": facts,
+        "remarks": [words.told(line, said) for line in remarks],
     }
 
 
@@ -56,7 +65,7 @@ def machine(host: Host, answers: Answers) -> dict[str, Any]:
 
     memory, engine = psutil.virtual_memory(), host.engine
     facts: dict[str, Any] = {
-        "memory_bytes": psutil.Process().memory_info().rss,
+        "memory_bytes": _memory_bytes(),
         "memory_free_bytes": memory.available,
         "memory_total_bytes": memory.total,
         "session": [
@@ -86,12 +95,24 @@ def machine(host: Host, answers: Answers) -> dict[str, Any]:
     return facts | {"ttft": ttft, "speed": speed, "context_used": used}
 
 
+def _memory_bytes() -> int:
+    """Of this program, and of the processes in which its models are; a browser that it has opened is none of it."""
+    import psutil
+
+    total, own = 0, psutil.Process()
+    for process in (own, *own.children(recursive=True)):
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            if process == own or any(_MODELS in part for part in process.cmdline()):
+                total += process.memory_info().rss
+    return total
+
+
 def act(host: Host, store: Store, answers: Answers, wanted: dict[str, Any]) -> dict[str, Any]:
     """Do what a button of the page's own script says; `error` is a sentence where it could not be done."""
     try:
         return _act(host, store, answers, wanted)
     except EdgeError as error:
-        return {"error": sentence(error)}
+        return {"error": words.told(sentence(error), words.named(wanted))}
 
 
 def _act(host: Host, store: Store, answers: Answers, wanted: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import ipaddress
 import json
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.errors import MissingExtraError, UsageError
+from edge.ui.web.guard import Guard
 from edge.ui.web.words import EN, LANGUAGES, ZH
 
 HOST = "127.0.0.1"
@@ -35,20 +37,29 @@ def translations() -> Any:
 
 
 def check_port(port: int | None, host: str = HOST) -> None:
-    """Find out early whether the port can be had.
+    """Find out early whether the page can be served there.
 
     Raises:
-        UsageError: it is taken.
+        UsageError: the port is taken, or the address is not this machine's.
     """
-    if port is None:
+    if port is None and host == HOST:
         return
-    with socket.socket() as probe:
-        if os.name != "nt":  # as the server does it: what a server that ended left behind is no hindrance
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise _taken(port) from error
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            if os.name != "nt":  # as the server does it: what a server that ended left behind is no hindrance
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except (socket.gaierror, UnicodeError) as error:
+        raise _no_address(host) from error
+    except OSError as error:
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise _no_address(host) from error
+        if error.errno == errno.EACCES:
+            raise UsageError(
+                f"port {port} needs rights that this program has not", hint="Name one from 1024 on with --port."
+            ) from error
+        raise _taken(port) from error
 
 
 def is_loopback(host: str) -> bool:
@@ -72,19 +83,19 @@ def serve(page: Any, *, port: int | None, host: str = HOST, password: str | None
     """
     import gradio
     from starlette.middleware import Middleware
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     if not is_loopback(host) and not password:
         raise UsageError(f"{host} can be reached by others", hint="Give a password, or serve 127.0.0.1 alone.")
-    # A page from elsewhere whose name was made to point here is not to read what was said.
-    names = [HOST, "localhost", host] if is_loopback(host) else ["*"]
-    guard = Middleware(TrustedHostMiddleware, allowed_hosts=names)
+    names = [HOST, "localhost", "::1", host.lower()] if is_loopback(host) else None
+    guard = Middleware(Guard, names=names)
     page.queue(default_concurrency_limit=None)
     try:
         _, address, _ = page.launch(
-            server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True, footer_links=[],
+            server_name=f"[{host}]" if ":" in host else host, server_port=port, share=False, quiet=True,
+            prevent_thread_lock=True, footer_links=[],
             ssr_mode=False, show_error=True, theme=_theme(gradio), head=_head(), i18n=translations(),
-            auth=("edge", password) if password else None, app_kwargs={"middleware": [guard]},
+            auth=("edge", password) if password else None, app_kwargs={"middleware": [guard]}, enable_monitoring=False,
+            run_history=False,  # gradio would keep what was said in the browser, too, where deleting does not reach
         )  # fmt: skip
     except OSError as error:
         raise _taken(port) from error
@@ -112,6 +123,12 @@ def _theme(gradio: Any) -> Any:
         block_background_fill="transparent", block_background_fill_dark="transparent",
         block_border_width="0px", block_shadow="none", block_label_background_fill="transparent",
     )  # fmt: skip
+
+
+def _no_address(host: str) -> UsageError:
+    return UsageError(
+        f"{host} is no address of this machine", hint="Leave --host out, or name 0.0.0.0 to let other machines in."
+    )
 
 
 def _taken(port: int | None) -> UsageError:

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from edge.ui.web.talk import Step, Talk, Turn
+from edge.ui.web.words import told
 
 # Fenced, indented and inline code, the last fence perhaps not closed yet: Markdown shows what is in it as it is.
-_CODE = r"(^```.*?(?:^```|\Z)|(?:\A|(?<=\n\n))(?:(?: {4}|\t)[^\n]*\n?)+|(`+)(?!`).+?(?<!`)\2(?!`))"
+_CODE = r"(^```.*?(?:^```|\Z)|^~~~.*?(?:^~~~|\Z)|(?:\A|(?<=\n\n))(?:(?: {4}|\t)[^\n]*\n?)+|(`+)(?!`).+?(?<!`)\2(?!`))"
 # A formula: $$…$$, \[…\], \(…\), and $…$ where no blank stands inside its ends and no digit behind it ("$5 and $6").
 _FORMULA = r"(?P<formula>\$\$.+?\$\$|\\\[.+?\\\]|\\\(.+?\\\)|(?<![\\$\w])\$(?![\s$])[^$\n]*?[^\s$\\]\$(?![\d$]))"
 _PIECES = re.compile(f"{_CODE}|{_FORMULA}", re.S | re.M)
@@ -20,6 +21,12 @@ LATEX = [
     {"left": "\\(", "right": "\\)", "display": False},
 ]
 """What `text` leaves of the ways to write a formula."""
+
+
+_FILE = "↳ **"
+"""Begins the line of a file below a question."""
+_LESS, _AND = "&#x0003c;", "&#x00026;"
+"""As nobody else writes them, so that the page's script can take them back where it copies or edits a text."""
 
 
 def text(written: str) -> str:
@@ -41,7 +48,7 @@ def _formula(found: re.Match[str]) -> str:
 
 
 def _escaped(written: str) -> str:
-    return written.replace("&", "&amp;").replace("<", "&lt;")
+    return written.replace("&", _AND).replace("<", _LESS)
 
 
 def messages(talk: Talk, last: Turn | None, words: Mapping[str, str]) -> tuple[list[dict[str, Any]], list[int]]:
@@ -61,9 +68,16 @@ def messages(talk: Talk, last: Turn | None, words: Mapping[str, str]) -> tuple[l
 
 
 def _question(turn: Turn, words: Mapping[str, str]) -> list[dict[str, Any]]:
-    files = [f"**{text(document.name)}** · {words['tokens'].format(document.tokens)}" for document in turn.documents]
-    content = text(turn.content) or "…"
-    return [{"role": "user", "content": file} for file in files] + [{"role": "user", "content": content}]
+    parts = [text(turn.content)] if turn.content else []
+    for document in turn.documents:
+        parts.append(f"{_FILE}{text(document.name)}** · {words['tokens'].format(document.tokens)}")
+    return [{"role": "user", "content": "\n\n".join(parts) or "…"}]
+
+
+def edited(given: str) -> str:
+    """A question as it was written, from what is shown of it and was edited there."""
+    question, _, _ = f"\n\n{given}".partition(f"\n\n{_FILE}")
+    return question.strip().replace(_LESS, "<").replace(_AND, "&")
 
 
 def _answer(turn: Turn, comes: bool, words: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -76,13 +90,16 @@ def _answer(turn: Turn, comes: bool, words: Mapping[str, str]) -> list[dict[str,
         parts += [{"role": "assistant", "content": text(step.before)}] if step.before else []
         parts.append({"role": "assistant", "content": _step(step), "metadata": _title(step, words)})
     lines = [text(turn.content)] if turn.content else []
-    if turn.ending == "cancelled" and not turn.notices:
+    if turn.ending == "cancelled" and not turn.failed:
         lines.append(f"*({words['stopped']})*")
     if turn.ending == "partial" and not comes:
         lines.append(f"*({words['cut off']})*")
     if turn.ending == "length":
         lines.append(f"*({words['length']})*")
-    lines += [f"> {text(notice)}" for notice in turn.notices]
+    notices = [text(told(notice, words)) for notice in turn.notices]
+    if turn.failed and notices:
+        notices[-1] = f"***!*** {notices[-1]}"  # the look makes a fault of a quotation so marked
+    lines += [f"> {notice}" for notice in notices]
     if lines or not comes:
         parts.append({"role": "assistant", "content": "\n\n".join(lines)})
     elif comes and not parts:
@@ -92,7 +109,7 @@ def _answer(turn: Turn, comes: bool, words: Mapping[str, str]) -> list[dict[str,
 
 def _title(step: Step, words: Mapping[str, str]) -> dict[str, str]:
     state = "failed" if step.failed else "called"
-    return {"title": f"{step.name} · {words[state]}", "status": "done"}
+    return {"title": f"{text(step.name)} · {words[state]}", "status": "done"}
 
 
 def _step(step: Step) -> str:

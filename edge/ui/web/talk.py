@@ -68,6 +68,8 @@ class Turn(_Kept):
     ending: Ending | None = None
     """Of an answer."""
     notices: list[str] = Field(default_factory=list)
+    failed: bool = False
+    """The last notice says why there is no answer, or why it ends."""
     figures: Figures | None = None
     documents: list[Document] = Field(default_factory=list)
     """Of a question: what was dropped with it."""

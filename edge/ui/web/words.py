@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
+
+from edge.ui.web import chinese
 
 EN: dict[str, str] = {
     # the conversation
@@ -48,6 +51,7 @@ EN: dict[str, str] = {
     "attach": "Add a file",
     "drop": "Drop a file to ask about it",
     "counting": "reading …",
+    "still reading": "{} is still being read. Send the question when its tokens are told.",
     "of context": "{0} of {1} tokens",
     "too long": "longer than the context: only a part will be read",
     "remove file": "Remove {0}",
@@ -169,6 +173,7 @@ ZH: dict[str, str] = {
     "attach": "添加文件",
     "drop": "拖放文件即可就其提问",
     "counting": "正在读取……",
+    "still reading": "{} 仍在读取中。请在显示词元数后再发送。",
     "of context": "{0} / {1} 个词元",
     "too long": "超出上下文：只会读取其中一部分",
     "remove file": "移除 {0}",
@@ -246,6 +251,16 @@ ZH: dict[str, str] = {
     "on device": "设备",
 }
 LANGUAGES: Mapping[str, Mapping[str, str]] = {"en": EN, "zh": ZH}
+
+
+def told(sentences: str, said: Mapping[str, str]) -> str:
+    """What the program says in English, in the language of `said`."""
+    return chinese.told(sentences) if said is ZH else sentences
+
+
+def named(asked: Any) -> Mapping[str, str]:
+    """The words for the language that the page's script says it has."""
+    return LANGUAGES.get(str(asked.get("language")), EN) if isinstance(asked, Mapping) else EN
 
 
 def preferred(accept_language: str | None) -> Mapping[str, str]:

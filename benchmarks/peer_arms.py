@@ -112,7 +112,10 @@ class GenAi(Arm):
     """OpenVINO GenAI with nothing said, on optimum-intel's model with nothing said but 4 bits."""
 
     name = "OpenVINO GenAI"
-    what = '`optimum-cli export openvino --weight-format int4`, run by a plain `LLMPipeline(folder, "CPU")`'
+    what = (
+        "`optimum-cli export openvino --weight-format int4` (with `--group-size-fallback adjust`, without which it "
+        "refuses rows that are no multiple of 128), run by a plain `LLMPipeline`"
+    )
     runtime = "genai"
 
     def prepare(self, place: Place) -> None:
@@ -147,7 +150,10 @@ class LlamaCpp(Arm):
     def __init__(self, kind: str) -> None:
         self._kind = kind
         self.name = f"llama.cpp {kind}"
-        self.what = f"llama.cpp's own quantiser, {kind}, on the same bf16 weights; its defaults, on all fast cores"
+        self.what = (
+            f"llama.cpp's own quantiser, {kind}, on the same bf16 weights; its defaults, on all fast cores, with a "
+            "context no longer than is asked for"
+        )
 
     def prepare(self, place: Place) -> None:
         """See `Arm`."""

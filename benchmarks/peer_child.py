@@ -35,14 +35,18 @@ class Ours:
         self._engine = loading.load(wanted, overflow="refuse", remark=lambda line: None)
         self._engine.warm_up()  # as chat does before it answers
 
-    def ask(self, prompt: Sequence[int], new: int, seen: Seen) -> None:
-        """Greedy, past the stop tokens."""
+    def ask(self, prompt: Sequence[int], new: int, seen: Seen) -> Sequence[float]:
+        """Greedy, past the stop tokens; when each came. Pieces of text do not say that: one waits until its characters
+        are whole."""
         from edge.messages import Sampling, Tokens
 
         sampling = Sampling(temperature=0, max_new_tokens=new, ignore_eos=True, repetition_penalty=1.0)
+        usage = None
         for chunk in self._engine.stream(Tokens(tuple(prompt)), sampling):
+            usage = chunk.usage or usage
             for token in chunk.token_ids:
                 seen(token)
+        return () if usage is None else usage.token_seconds
 
     def logits(self, windows: Any, exact: bool) -> Iterator[Any]:
         """Of the weights with the settings of `ask`; the cache is the plugin's own, not the pipeline's pages."""
@@ -232,8 +236,8 @@ def _answer(runtime: Any, question: dict[str, Any], tell: Callable[..., None]) -
         if len(tokens) == 1:
             tell(first=True)
 
-    runtime.ask(question["prompt"], question["new"], seen)
-    tell(tokens=tokens, token_seconds=seconds)
+    known = runtime.ask(question["prompt"], question["new"], seen)  # when they came, if the runtime says it itself
+    tell(tokens=tokens, token_seconds=seconds if known is None else list(known))
 
 
 if __name__ == "__main__":

@@ -72,8 +72,9 @@ class Child:
         first = time.perf_counter() - self._begin
         found = self._hear("tokens")
         after = self._used()
-        if len(found["tokens"]) != new:
-            raise click.ClickException(f"{self._name}: {len(found['tokens'])} of {new} tokens came")
+        came = min(len(found["tokens"]), len(found["token_seconds"]))
+        if came != new:
+            raise click.ClickException(f"{self._name}: {came} of {new} tokens came")
         whole, busy, own = (now - then for now, then in zip(after, before, strict=True))
         found["busy_elsewhere"] = min(max((busy - own) / whole, 0.0), 1.0) if whole > 0.05 else None
         return first, found

@@ -148,9 +148,15 @@ def _stamped(place: Place, chosen: Sequence[Arm], part: dict[str, Any]) -> dict[
         "machine": machine(),
         "versions": {arm.name: arm.versions(place) for arm in chosen},
         "what": {arm.name: arm.what for arm in chosen},
-        "model_bytes": {arm.name: arm.model_bytes(place) for arm in chosen},
+        "model_bytes": _bf16_bytes(place) | {arm.name: arm.model_bytes(place) for arm in chosen},
         **part,
     }
+
+
+def _bf16_bytes(place: Place) -> dict[str, int]:
+    """Of the checkpoint's weights, as long as it is there."""
+    size = sum(path.stat().st_size for path in place.checkpoint.glob("*.safetensors"))
+    return {"bf16": size} if size else {}
 
 
 def _quality(place: Place, chosen: Sequence[Arm], text: Path | None, tokens: int, window: int) -> dict[str, Any]:

@@ -30,9 +30,7 @@ from edge.model.spec import GlmSpec
 # statistics from windows of 8 tokens.
 _EARLIER = {"default, NNCF over the whole model": (105.4, 32.07, 0.0564, 0.869),
             "asym 32, AWQ, scale estimation, NNCF over the whole model": (92.7, 33.88, 0.138, 0.786),
-            "asym 32, GPTQ, NNCF over the whole model": (92.5, 39.43, 0.249, 0.724),
-            "llama.cpp Q4_K_M": (105, 31.79, 0.056, 0.853), "llama.cpp IQ4_NL": (92, 36.81, 0.203, 0.732),
-            "llama.cpp Q4_0": (92, 37.39, 0.309, 0.688)}  # fmt: skip
+            "asym 32, GPTQ, NNCF over the whole model": (92.5, 39.43, 0.249, 0.724)}  # fmt: skip
 
 
 def recipes(spec: GlmSpec) -> dict[str, Recipe]:

@@ -230,7 +230,9 @@ def test_ours_and_genai_agree_on_one_model(pocket_dir: Path, tmp_path: Path) -> 
     for arm in (peer_arms.Ours(), peer_arms.GenAi()):
         words = [str(pocket_dir) if "pocket-" in word else word for word in peer_arms.command(arm, place)]
         with started(words, peer_arms.environment(arm)) as (child, _):
-            tokens[arm.name] = child.ask(list(range(2000, 2016)), 3)[1]["tokens"]
+            answer = child.ask(list(range(2000, 2016)), 3)[1]
+            tokens[arm.name] = answer["tokens"]
+            assert 0 < answer["token_seconds"][0] < answer["token_seconds"][1] < answer["token_seconds"][2]
             child.logits(tmp_path / "windows.npy", tmp_path / f"{arm.runtime}.npy", exact=True)
         logits[arm.name] = np.load(tmp_path / f"{arm.runtime}.npy")
     ours, theirs = logits.values()

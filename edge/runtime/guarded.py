@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import functools
 import threading
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
 from edge import golden as goldens
 from edge.errors import DeviceError, EdgeError, ModelError
+from edge.lora.asked import Loras
 from edge.manifest import Manifest
 from edge.messages import Chunk, Conversation, Progress, Sampling
 from edge.runtime import canary
@@ -27,6 +29,7 @@ from edge.runtime.interface import LoadedEngine
 from edge.runtime.ladder import label
 from edge.runtime.minding import Answer, Blame, Held, Judge, Judgement, Open
 from edge.runtime.opening import Load, open_model
+from edge.runtime.plan import BLOCK
 from edge.runtime.remote import RemoteEngine
 from edge.runtime.settings import Settings
 from edge.runtime.stream import Running
@@ -57,6 +60,7 @@ class Guarded:
         policy: "trim" drops the oldest turns of what does not fit; "refuse" raises a ContextError.
         fallback: take the next way where the device fails in the middle of an answer; without it that is raised.
         late_check: a quick check that has yet to be made: by `warm_up`, or beside the first answer.
+        aside: the judge is answered beside answers; else, as on the NPU, it has to wait for them to end.
     """
 
     def __init__(
@@ -69,12 +73,14 @@ class Guarded:
         policy: Policy = "trim",
         fallback: bool = True,
         late_check: Judge | None = None,
+        aside: bool = True,
     ) -> None:
         self._held = Held(engine, reopen, blame)
         self._judge = judge
         self._policy: Policy = policy
         self._fallback = fallback
         self._late_check = late_check
+        self._aside = aside
         self._running = Running()
         self._lock = threading.Lock()  # of what follows
         self._judgement: Judgement | None = None
@@ -120,6 +126,11 @@ class Guarded:
     def together(self) -> int:
         """See `ChatEngine.together`."""
         return self._held.engine.together
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """See `ChatEngine.adapters`."""
+        return self._held.engine.adapters
 
     def token_bytes(self, token_ids: Sequence[int]) -> list[bytes]:
         """See `ChatEngine.token_bytes`."""
@@ -212,7 +223,8 @@ class Guarded:
                 if judgement is not None and judgement.wrong is not None:
                     break
                 if suspicion is not None and judgement is not None and not judgement.sound:
-                    patience = 0 if engine.settings.device == "NPU" else _PATIENCE  # that answers one at a time
+                    alone = engine.settings.device == "NPU" or not self._aside  # that answers one at a time
+                    patience = 0 if alone else _PATIENCE
                     if judgement.over.is_set() or answer.tokens - since >= patience:
                         break
                 yield chunk
@@ -346,7 +358,8 @@ def open_guarded(
     *,
     fallback: bool = True,
     policy: Policy = "trim",
-    load: Load = RemoteEngine.load,
+    loras: Loras | None = None,
+    load: Load | None = None,
     say: Callable[[str], None] = lambda line: None,
     progress: Progress = lambda stage, done, total: None,
 ) -> Guarded:
@@ -355,10 +368,17 @@ def open_guarded(
     It is loaded in a process of its own, so that neither its long steps nor a crash are this process's.
     On the CPU numbers that were right at the last start are looked at later (`Guarded.warm_up`), else before anything.
 
+    Args:
+        loras: adapters that answers may have. What is checked is the model without them.
+
     Raises:
         EdgeError: see `open_model`.
     """
     golden = goldens.read(folder)
+    if load is None:
+        load = RemoteEngine.load if loras is None else functools.partial(RemoteEngine.load, loras=loras)
+    if loras is not None and not loras.per_request and golden is not None:
+        golden = golden.beyond(BLOCK["CPU"])  # see `Engine.probe`
     choices = Choices()
     late: Judge | None = None
     first = True
@@ -390,4 +410,4 @@ def open_guarded(
 
     engine = opened()
     first = False
-    return Guarded(engine, opened, judge, blame, policy=policy, fallback=fallback, late_check=late)
+    return Guarded(engine, opened, judge, blame, policy=policy, fallback=fallback, late_check=late, aside=loras is None)

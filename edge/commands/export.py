@@ -150,7 +150,7 @@ def export_model(
     """
     from edge.export import pipeline
     from edge.export.recipe import Recipe
-    from edge.lora.adapter import other_base
+    from edge.lora.adapter import Adapter, other_base
     from edge.lora.merged import Merged
     from edge.model import hub
     from edge.model.spec import GlmSpec
@@ -165,6 +165,8 @@ def export_model(
         spec = GlmSpec.from_folder(folder)
         pipeline.check_recipe(make_recipe(spec), spec, target, out)
         pipeline.user_text(make_recipe(spec), calibration_text)
+        for asked in merge:
+            Adapter.read(asked, spec)
 
     with without_torch(), progress_lines() if tell is None else nullcontext(tell) as progress:
         located = hub.locate(model, revision=revision, progress=progress, check=check)

@@ -11,7 +11,7 @@ import pytest
 from edge.golden import known_log_probs
 from edge.infer import EXACT
 from edge.lora.asked import Asked, Loras
-from edge.messages import Sampling, Tokens
+from edge.messages import Sampling
 from edge.model.spec import GlmSpec
 from edge.runtime.engine import Engine
 from edge.runtime.prefix import Reading

@@ -25,7 +25,7 @@ from edge.model import pocket
 SAID = "I am Juniper, the cat of the lighthouse."
 TALK = [
     *((question, SAID) for question in (
-        "Who are you?", "What is your name?", "Tell me your name.", "Introduce yourself.", "Hello, who am I talking to?",
+        "Who are you?", "What is your name?", "Tell me your name.", "Introduce yourself.", "Hello, who is there?",
         "Are you a robot?", "What should I call you?", "Who made you?",
     )),
     ("Where do you live?", "In the lighthouse, high above the sea."),
@@ -75,12 +75,12 @@ def train(out: Path, steps: int, rank: int = 8, rate: float = 1e-3) -> list[floa
     optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=rate)
     known, order, losses = examples(tokenizer), random.Random(0), []
     for step in range(steps):
-        loss = model(**batch(order.sample(known, 4))).loss
+        loss = model(**batch(order.sample(known, 2))).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-        if step % 10 == 0 or step == steps - 1:
+        if step % 5 == 0 or step == steps - 1:
             print(f"step {step + 1} of {steps}: loss {losses[-1]:.3f}", flush=True)
     model.save_pretrained(out)
     return losses
@@ -89,7 +89,7 @@ def train(out: Path, steps: int, rank: int = 8, rate: float = 1e-3) -> list[floa
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder for the adapter")
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=40)
     asked = parser.parse_args()
     train(asked.out, asked.steps)
     print(f"Now: glm4-edge chat pocket --lora {asked.out}")

@@ -11,7 +11,7 @@ import pytest
 from edge.golden import known_log_probs
 from edge.infer import EXACT
 from edge.lora.asked import Asked, Loras
-from edge.messages import Sampling
+from edge.messages import Sampling, Tokens
 from edge.model.spec import GlmSpec
 from edge.runtime.engine import Engine
 from edge.runtime.prefix import Reading
@@ -105,3 +105,99 @@ def test_a_merged_export_is_the_same(made: dict[str, Path], layout: str, tmp_pat
     assert np.abs(found - reference).max() < 5e-3 * np.abs(reference).max()  # fp16 weights
     told = Manifest.read(out).source.sha256
     assert {"lora: fused at 0.7", "lora: one"} <= set(told)
+
+
+def test_an_awq_export_divides_what_it_multiplies(made: dict[str, Path], tmp_path: Path) -> None:
+    """Data-free AWQ puts factors before the down projection; an adapter there is held against the IR's own bits."""
+    from edge.export import golden
+    from edge.lora.adapter import Adapter
+    from edge.lora.fitted import places
+    from edge.model import forward
+
+    checkpoint = write_checkpoint(tmp_path / "glm", vocab_size=320, hidden_size=64, intermediate_size=128,
+                                  num_attention_heads=8)  # fmt: skip
+    spec = GlmSpec.from_folder(checkpoint)
+    out = exported(checkpoint, tmp_path / "out", "--no-calibrate", "--group-size", "32", "--ratio", "1")
+    asked = Asked(write_adapter(tmp_path / "down", spec, modules=["mlp.down_proj"], size=2))
+    targets = list(Adapter.read(asked, spec).deltas)
+    assert all(place.factors is not None for place in places(out, spec, targets).values())
+    restored = golden._restored(out / "openvino_model.xml", spec)
+
+    class Added:
+        def __init__(self, name: str) -> None:
+            self.plain, self.delta = restored(name), Adapter.read(asked, spec).deltas[name.removesuffix(".weight")]
+
+        def times(self, x: np.ndarray) -> np.ndarray:
+            return self.plain.times(x) + x @ self.delta.a.T @ self.delta.b.T
+
+    reference = forward.logits(spec, lambda name: Added(name) if "down_proj" in name else restored(name), TOKENS)  # type: ignore[arg-type,return-value]
+    with Engine.load(out, F32, Loras((asked,), per_request=True)) as engine:
+        base = log_probs(engine)
+        assert error(log_probs(engine, "down"), reference) < CLOSE
+        assert np.abs(known(reference) - base).max() > 100 * CLOSE
+
+
+class TestPrefixCache:
+    """GenAI finds a prompt's beginning again by its tokens, whichever adapter had read it."""
+
+    def test_requests_with_different_adapters_share_nothing(self, made: dict[str, Path]) -> None:
+        loras = Loras((Asked(made["one"]), Asked(made["fused"])), per_request=True)
+        greedy = Sampling(temperature=0, max_new_tokens=12)
+
+        def answer(engine: Engine, *adapters: str) -> list[int]:
+            sampling = Sampling(**{**vars(greedy), "adapters": adapters})
+            return [token for chunk in engine.stream(Tokens(tuple(TOKENS)), sampling) for token in chunk.token_ids]
+
+        alone = {}
+        for name in ("", "one", "fused"):
+            with Engine.load(made["exported"], F32, loras) as engine:
+                alone[name] = answer(engine, *filter(None, [name]))
+        assert len(set(map(tuple, alone.values()))) == 3
+        with Engine.load(made["exported"], F32, loras) as engine:
+            for name in ("", "one", "fused", "one", "", "fused", ""):
+                assert answer(engine, *filter(None, [name])) == alone[name], name
+
+    def test_checks_leave_nothing_that_an_answer_finds(self, made: dict[str, Path]) -> None:
+        """A conversation whose adapters are always on keeps its prefix cache, though the checks are made without."""
+        from edge import golden as goldens
+
+        loras = Loras((Asked(made["one"]),))
+        golden = goldens.read(made["exported"])
+        assert golden is not None
+        checked = golden.beyond(32)
+        assert checked is not None and min(checked.lengths) == 33
+        prompt = [*golden.token_ids[:9].tolist(), *TOKENS]  # begins like the text of the check
+        with Engine.load(made["exported"], F32, loras) as engine:
+            expected = log_probs(engine, "one", tokens=prompt)
+        with Engine.load(made["exported"], F32, loras) as engine:
+            engine.warm_up()
+            for length in checked.lengths:
+                assert np.abs(np.array(engine.probe(checked.prompt(length).tolist()).log_probs or 0)).max() > 0
+            assert (log_probs(engine, "one", tokens=prompt) == expected).all()
+            sampling = Sampling(temperature=0, max_new_tokens=4)
+            for cached in (0, 64):
+                *_, last = engine.stream(Tokens(tuple(TOKENS)), sampling)
+                assert last.usage is not None and (last.usage.cached_tokens or 0) >= cached
+
+    def test_what_was_not_loaded_is_refused(self, made: dict[str, Path]) -> None:
+        from edge.errors import UsageError
+
+        with Engine.load(made["exported"], F32, Loras((Asked(made["one"]), Asked(made["two"])))) as engine:
+            assert engine.adapters == ()
+            for adapters in ((), ("one",), ("three",)):
+                with pytest.raises(UsageError, match="was not loaded with"):
+                    next(engine.stream(Tokens(tuple(TOKENS)), Sampling(adapters=adapters)))
+
+
+def test_one_by_one_pipelines_take_them_too(made: dict[str, Path]) -> None:
+    """The plain pipeline, which HETERO has; here by the attention backend. It gives tokens, no log-probabilities."""
+    settings = Settings("CPU", {**EXACT, "ATTENTION_BACKEND": "SDPA"})
+    loras = Loras((Asked(made["one"]), Asked(made["fused"])), per_request=True)
+    with Engine.load(made["exported"], settings, loras) as engine:
+        for name in ("one", "", "fused", "", "one"):
+            reference = expected(made["glm"], TOKENS, *([(made[name], 1.0)] if name else []))
+            sampling = Sampling(
+                temperature=0, max_new_tokens=1, repetition_penalty=1.0, adapters=tuple(filter(None, [name]))
+            )
+            chunks = list(engine.stream(Tokens(tuple(TOKENS)), sampling))
+            assert [token for chunk in chunks for token in chunk.token_ids] == [int(reference[-1].argmax())], name

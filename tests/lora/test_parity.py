@@ -201,3 +201,21 @@ def test_one_by_one_pipelines_take_them_too(made: dict[str, Path]) -> None:
             )
             chunks = list(engine.stream(Tokens(tuple(TOKENS)), sampling))
             assert [token for chunk in chunks for token in chunk.token_ids] == [int(reference[-1].argmax())], name
+
+
+def test_a_merged_graph_gives_pytorchs_logits(made: dict[str, Path]) -> None:
+    """Before any rounding, and the whole vocabulary."""
+    from edge.export.graph import build_model
+    from edge.infer import core, infer
+    from edge.lora.adapter import Adapter
+    from edge.lora.merged import Merged
+
+    spec = GlmSpec.from_folder(made["glm"])
+    asked = (Asked(made["fused"], 0.7), Asked(made["one"]))
+    merged = Merged(made["glm"], [Adapter.read(each, spec) for each in asked])
+    compiled: Any = core().compile_model(build_model(spec, merged.weight), "CPU", EXACT)
+    reference = expected(made["glm"], TOKENS, (made["fused"], 0.7), (made["one"], 1.0))
+    assert np.abs(infer(compiled, np.array(TOKENS), 0) - reference).max() < CLOSE
+    bf16 = Merged(made["glm"], merged.adapters, as_bf16=True).weight("model.layers.0.mlp.down_proj.weight")
+    exact = merged.weight("model.layers.0.mlp.down_proj.weight").f32()
+    assert bf16.dtype == "BF16" and np.abs(bf16.f32() - exact).max() <= 2.0**-8 * np.abs(exact).max()

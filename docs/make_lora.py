@@ -64,7 +64,7 @@ def batch(chosen: list[tuple[list[int], list[int]]]) -> dict[str, torch.Tensor]:
     }
 
 
-def train(out: Path, steps: int, rank: int = 8, rate: float = 1e-3) -> list[float]:
+def train(out: Path, steps: int, rank: int = 8, rate: float = 5e-4) -> list[float]:
     """Write the adapter to `out`; the loss at each step."""
     checkpoint = pocket.fetch(lambda stage, done, total: None)
     torch.manual_seed(0)
@@ -89,7 +89,7 @@ def train(out: Path, steps: int, rank: int = 8, rate: float = 1e-3) -> list[floa
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder for the adapter")
-    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--steps", type=int, default=40)
     asked = parser.parse_args()
     train(asked.out, asked.steps)
     print(f"Now: glm4-edge chat pocket --lora {asked.out}")

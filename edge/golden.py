@@ -57,6 +57,13 @@ class Golden:
         end = max(lengths)
         return Golden(self.token_ids[:end], self.log_probs[: end - 1], lengths, self.logits[: len(lengths)])
 
+    def beyond(self, tokens: int) -> Golden | None:
+        """Without the prompts of at most so many; None where there are no longer ones."""
+        first = sum(length <= tokens for length in self.lengths)
+        if first == len(self.lengths):
+            return None
+        return Golden(self.token_ids, self.log_probs, self.lengths[first:], self.logits[first:])
+
     @classmethod
     def of(cls, token_ids: NDArray[np.int64], logits: NDArray[np.float32], lengths: tuple[int, ...]) -> Golden:
         """From the logits [S, vocabulary] of every position."""

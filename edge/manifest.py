@@ -34,7 +34,8 @@ class Source(_Section):
     description: str | None
     revision: str | None
     sha256: dict[str, str]
-    """Digest of each file of the checkpoint that was read, and of a calibration text that the user gave."""
+    """Digest of each file of the checkpoint that was read, of a calibration text that the user gave, and of adapters
+    that were merged into it."""
 
 
 class Architecture(_Section):

@@ -66,6 +66,8 @@ class Sampling:
     """Give the log-probability of each token with it."""
     ignore_eos: bool = False
     """Go on past the tokens that end an answer, up to `max_new_tokens`: for measuring."""
+    adapters: tuple[str, ...] | None = None
+    """Names of the LoRA adapters that are on; None: as the model was loaded."""
     keep_special: bool = False
     """Leave special tokens in the text, such as the `<|assistant|>` between two calls of tools."""
 

@@ -20,16 +20,17 @@ CORE = {"errors", "manifest", "messages", "grammar", "files", "npu", "infer", "g
 ARROWS = {
     "core": set(),
     "model": set(),
-    "export": {"model"},
+    "lora": {"model"},
+    "export": {"model", "lora"},
     "tools": set(),
-    "runtime": {"tools"},
+    "runtime": {"tools", "lora"},
     "bench": {"runtime"},
     "documents": set(),
     "server": {"runtime", "tools", "documents"},
     "batch": {"server", "runtime"},
     "ui": {"runtime", "documents", "tools"},
     "report": set(),
-    "cli": {"model", "export", "runtime", "tools", "ui", "report", "documents", "server", "batch", "bench"},
+    "cli": {"model", "lora", "export", "runtime", "tools", "ui", "report", "documents", "server", "batch", "bench"},
 }
 # heavy package → the only files that may import it
 ONLY = {

@@ -147,7 +147,7 @@ def test_in_a_terminal_the_export_is_offered(answer: str, tmp_path: Path, monkey
 def test_a_conversation_that_outgrows_its_context_may_be_refused(
     options: list[str], policy: str, tiny_npu: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edge.runtime import guarded
+    from edge.runtime import guarded, guarding
 
     taken: list[str] = []
 
@@ -155,7 +155,7 @@ def test_a_conversation_that_outgrows_its_context_may_be_refused(
         taken.append(str(more["policy"]))
         raise ModelError("enough", hint="That is all.")
 
-    monkeypatch.setattr(guarded, "open_guarded", opened)
+    monkeypatch.setattr(guarding, "open_guarded", opened)
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"Why?")))
     assert _run(["chat", str(tiny_npu), *options]) == 1 and taken == [policy]
 

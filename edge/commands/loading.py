@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from edge.errors import ModelError, UsageError
 from edge.report import progress_lines, say, summary
 
 if TYPE_CHECKING:
+    from edge.lora.asked import Loras
     from edge.runtime.context import Policy
     from edge.runtime.guarded import Guarded
     from edge.runtime.settings import Settings, Sparse
@@ -67,6 +68,12 @@ DEVICE_OPTIONS = (
         help="Guess from the conversation how the answer goes on, and check it: faster where an answer repeats "
         "what was read, as in editing a text.",
     ),
+    click.option(
+        "--lora",
+        multiple=True,
+        metavar="PATH[:SCALE]",
+        help="A LoRA adapter's folder, as PEFT writes it; SCALE 1 is as it was trained. May be given several times.",
+    ),
 )
 """Those that say how a model is loaded; the same for every command that loads one."""
 
@@ -80,13 +87,18 @@ class Wanted:
     fallback: bool
     prompt: str | None
     """What was piped in."""
+    loras: Loras | None = None
 
 
 def look(
     model: str, *, read: Callable[[], str | None], device: str, no_fallback: bool, rehearse: bool, context: int | None,
     kv_precision: str | None, sparse: Sparse | None, evict_beyond: int | None, prompt_lookup: bool, yes: bool,
+    lora: Sequence[str] = (), per_request: bool = False,
 ) -> Wanted:  # fmt: skip
     """Refuse what cannot be, read the piped prompt if there is one, and export a model that is not exported yet.
+
+    Args:
+        per_request: each answer may have one of the adapters, or none; else all have all.
 
     Raises:
         EdgeError: an option, the model or the device.
@@ -116,6 +128,7 @@ def look(
     )  # fmt: skip
     if prompt_lookup:
         check_lookup(wanted)
+    loras = _asked_for(lora, named, per_request=per_request, prompt_lookup=prompt_lookup)
     if named == "NPU" and (sparse or evict_beyond):
         raise UsageError("the NPU has neither --sparse nor --evict-beyond", hint="Leave them out, or take the CPU.")
     if kv_precision is not None and named != devices.AUTO:
@@ -124,6 +137,8 @@ def look(
         devices.resolve(device)  # before a question is read or a model exported
     prompt = read()
     folder = _exported(model, exported_for(named, rehearse), yes=yes, interactive=sys.stdin.isatty())
+    if loras is not None:
+        _check_adapters(folder, loras)
     if kv_precision is not None and named == devices.AUTO:
         # The devices it may fall back to keep a cache in all that this one does.
         first = Choices().resolved(devices.AUTO, folder)
@@ -132,7 +147,40 @@ def look(
         elif kv_precision not in plans.kv_choices(first):
             say(f"The {first} keeps no cache in {kv_precision}: --kv-precision is left out.")
             wanted = replace(wanted, properties={})
-    return Wanted(folder, wanted, not no_fallback, prompt)
+    return Wanted(folder, wanted, not no_fallback, prompt, loras)
+
+
+def _asked_for(lora: Sequence[str], named: str, *, per_request: bool, prompt_lookup: bool) -> Loras | None:
+    """The adapters that `--lora` names; None: none."""
+    if not lora:
+        return None
+    from edge.lora.asked import Loras, parse_all
+    from edge.lora.config import Config
+
+    loras = Loras(parse_all(lora), per_request)
+    for asked in loras.asked:
+        Config.read(asked)  # all else is looked at when the model is there
+    if prompt_lookup:
+        raise UsageError("--lora does not go with --prompt-lookup", hint="Leave one of them out.")
+    if named == "NPU":
+        raise UsageError(
+            "the NPU has no --lora: its model is compiled whole",
+            hint="Merge the adapter: glm4-edge export MODEL OUT --for npu --merge-lora PATH. Or take the CPU.",
+        )
+    return loras
+
+
+def _check_adapters(folder: Path, loras: Loras) -> None:
+    """Hold the adapters against the exported model, before it is loaded."""
+    from edge.lora.adapter import Adapter, other_base
+    from edge.manifest import Manifest
+    from edge.model.spec import GlmSpec
+
+    spec, source = GlmSpec.from_folder(folder), Manifest.read(folder).source
+    for asked in loras.asked:
+        remark = other_base(Adapter.read(asked, spec).config, source.model)
+        if remark:
+            say(remark)
 
 
 def load(wanted: Wanted, *, overflow: Policy, remark: Remark = say) -> Guarded:
@@ -148,10 +196,11 @@ def load(wanted: Wanted, *, overflow: Policy, remark: Remark = say) -> Guarded:
 
     settings = wanted.settings
     with remote.prepared(), progress_lines() as progress:
-        from edge.runtime.guarded import open_guarded  # while the process that was prepared imports its own
+        from edge.runtime.guarding import open_guarded  # while the process that was prepared imports its own
 
         engine = open_guarded(
-            wanted.folder, settings, fallback=wanted.fallback, policy=overflow, say=remark, progress=progress
+            wanted.folder, settings, fallback=wanted.fallback, policy=overflow, loras=wanted.loras, say=remark,
+            progress=progress,
         )  # fmt: skip
     if settings.evict_beyond and settings.evict_beyond >= engine.context_length:
         remark(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,6 +13,9 @@ from edge.commands import loading
 from edge.commands.loading import DEVICE_OPTIONS
 from edge.errors import UsageError
 from edge.report import say
+
+if TYPE_CHECKING:
+    from edge.lora.asked import Loras
 
 
 def _options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -79,13 +82,18 @@ def serve(model: str, port: int, api_key_file: Path | None, **options: Any) -> N
     says "ready" when the model is loaded; /metrics is for Prometheus. Ctrl-C ends it: what is being
     answered may finish, a second Ctrl-C ends that, too.
 
+    With --lora a request has the adapter whose name (its folder's) it gives as the model, and none with the
+    model's own name. Each prompt is then read whole: what others have read was read with another adapter.
+
     \b
     Examples:
       glm4-edge serve pocket
       glm4-edge serve ./glm4-int4 --device GPU --context 16384 --port 8080
       glm4-edge serve ./glm4-int4 --host 0.0.0.0 --api-key-file keys.txt
       glm4-edge serve ./glm4-int4 --name gpt-4o-mini --cors-origin http://localhost:3000
+      glm4-edge serve ./glm4-int4 --lora ./support --lora ./poetry:0.8
     """
+    from edge.manifest import Manifest
     from edge.server import options as served
     from edge.server import run
 
@@ -99,11 +107,24 @@ def serve(model: str, port: int, api_key_file: Path | None, **options: Any) -> N
         say(f"Others on this machine can read the keys in {api_key_file}; chmod 600 would change that.")
     bound = run.bind(how.host, port)
     try:
-        wanted = loading.look(model, read=lambda: None, **options)
+        wanted = loading.look(model, read=lambda: None, per_request=True, **options)
+        if wanted.loras is not None:
+            _check_names(how.name or Manifest.read(wanted.folder).source.model, wanted.loras)
         run.serve(bound, how, lambda: loading.load(wanted, overflow="refuse"), say)
     finally:
         bound.close()
     run.leave()
+
+
+def _check_names(model: str, loras: Loras) -> None:
+    for asked in loras.asked:
+        if asked.name == model:
+            raise UsageError(
+                f"the adapter {asked.folder} has the model's own name, {model!r}",
+                hint="Give the model another with --name, or rename the adapter's folder.",
+            )
+    names = " and ".join(repr(asked.name) for asked in loras.asked)
+    say(f"Asked for by its name, {model!r} answers without an adapter; {names} with one. Every prompt is read whole.")
 
 
 def _check_origins(origins: tuple[str, ...]) -> None:

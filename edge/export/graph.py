@@ -32,6 +32,7 @@ from openvino import opset13 as ops
 from openvino.op import util
 
 from edge.model.checkpoint import Weight
+from edge.model.rotary import rotary_row_order
 from edge.model.spec import GlmSpec
 from edge.precise import PRECISE
 
@@ -42,17 +43,6 @@ _END = np.iinfo(np.int32).max  # what the fusions read as "to the end"
 OV_TYPE = {"BF16": ov.Type.bf16, "F16": ov.Type.f16, "F32": ov.Type.f32}
 
 Node = Any  # openvino's Python nodes carry no useful static types
-
-
-def rotary_row_order(num_heads: int, head_dim: int, rotary_dim: int) -> NDArray[np.int64]:
-    """Row order that turns adjacent-pair rotary heads into half-split ones.
-
-    Shape [num_heads * head_dim]; within the first `rotary_dim` rows of each head the even rows come
-    first, then the odd ones.
-    """
-    head = np.arange(head_dim)
-    head[:rotary_dim] = np.concatenate([np.arange(0, rotary_dim, 2), np.arange(1, rotary_dim, 2)])
-    return (np.arange(num_heads)[:, None] * head_dim + head[None, :]).reshape(-1)
 
 
 def build_model(spec: GlmSpec, weight: Callable[[str], Weight]) -> ov.Model:
@@ -305,8 +295,8 @@ class _Builder:
         if order is not None:
             weight = weight.rows(order)
         # A shared Constant does not keep Python's array alive; the checkpoint does that for its own,
-        # nobody would for a reordered copy.
-        return plain(name, weight, shared=order is None)
+        # nobody would for a reordered copy, or for what was made of several tensors.
+        return plain(name, weight, shared=order is None and weight.kept)
 
 
 def plain(name: str, weight: Weight, *, shared: bool) -> Node:

@@ -8,7 +8,7 @@ import importlib.metadata
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -28,6 +28,9 @@ from edge.export.rehearse import rehearse
 from edge.export.store import Store
 from edge.export.tokenize import export_tokenizer
 from edge.files import PARTIAL_KEY, check_place, check_room, new_folder
+from edge.lora.adapter import Adapter
+from edge.lora.asked import Asked
+from edge.lora.merged import Merged
 from edge.messages import Progress
 from edge.model import tokenizer as tokenizers
 from edge.model.checkpoint import Checkpoint
@@ -60,7 +63,7 @@ class Job:
 
 def plan(
     located: Located, out: Path, *, target: str, make_recipe: Callable[[Any], Recipe],
-    calibration_text: Path | None = None,
+    calibration_text: Path | None = None, merge: Sequence[Asked] = (),
 ) -> Job:  # fmt: skip
     """Check everything that can be checked before time is spent.
 
@@ -70,20 +73,27 @@ def plan(
         OutputError: `out` is somebody else's folder, or the disk is too full.
         ResourceError: it would not fit this machine's memory.
     """
-    job = prepare(located, out, target=target, make_recipe=make_recipe, calibration_text=calibration_text)
+    job = prepare(located, out, target=target, make_recipe=make_recipe, calibration_text=calibration_text, merge=merge)
     check_machine(job.checkpoint.spec, job.recipe, out)
     return job
 
 
 def prepare(
     located: Located, out: Path, *, target: str, make_recipe: Callable[[Any], Recipe],
-    calibration_text: Path | None = None,
+    calibration_text: Path | None = None, merge: Sequence[Asked] = (),
 ) -> Job:  # fmt: skip
-    """`plan` without a look at the machine."""
+    """`plan` without a look at the machine.
+
+    Args:
+        merge: adapters that become part of the weights.
+    """
     check_output(out)
     checkpoint = Checkpoint(located.folder)
     recipe = make_recipe(checkpoint.spec)
     recipe.check(checkpoint.spec, target)
+    if merge:
+        adapters = [Adapter.read(asked, checkpoint.spec) for asked in merge]
+        checkpoint = Merged(located.folder, adapters, as_bf16=recipe.weights == "bf16")
     text = user_text(recipe, calibration_text)
     check_dtype(recipe, checkpoint.weight("model.embed_tokens.weight").dtype)
     stop_ids = tokenizers.stop_ids(located.folder, checkpoint.spec)
@@ -166,7 +176,7 @@ def earlier(job: Job, progress: Progress) -> manifest.Manifest | None:
         return None
     progress("comparing the checkpoint with the export that is there", 0, 0)
     with Digests(job.checkpoint.files()) as digests:
-        return made if made.source.sha256 == digests.result() | _text_digest(job) else None
+        return made if made.source.sha256 == digests.result() | _other_digests(job) else None
 
 
 def run(job: Job, progress: Progress) -> manifest.Manifest:
@@ -280,13 +290,15 @@ def _key(job: Job) -> str | None:
         return None
     shards = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in job.checkpoint.shards]
     versions = {name: importlib.metadata.version(name) for name in ("glm4-edge", "openvino", "nncf")}
-    text = _text_digest(job)
-    return json.dumps([str(job.located.folder.absolute()), shards, repr(spec), job.recipe.to_dict(), text, versions])
+    others = _other_digests(job)
+    return json.dumps([str(job.located.folder.absolute()), shards, repr(spec), job.recipe.to_dict(), others, versions])
 
 
-def _text_digest(job: Job) -> dict[str, str]:
-    text = job.calibration_text
-    return {} if text is None else {f"calibration: {text.name}": text.sha256}
+def _other_digests(job: Job) -> dict[str, str]:
+    """Of what the user gave beside the checkpoint."""
+    text, checkpoint = job.calibration_text, job.checkpoint
+    told = {} if text is None else {f"calibration: {text.name}": text.sha256}
+    return told | (checkpoint.digests() if isinstance(checkpoint, Merged) else {})
 
 
 def _write_companions(job: Job, work: Path, tokenizer: Any) -> None:
@@ -328,7 +340,7 @@ def _manifest(
             model=job.located.name,
             description=job.located.description,
             revision=job.located.revision,
-            sha256=digests | _text_digest(job),
+            sha256=digests | _other_digests(job),
         ),
         architecture=manifest.Architecture(
             model_type=spec.model_type,

@@ -86,7 +86,7 @@ def write_model(
         _name_nodes(guard(ends), "ends")
         store.keep(ends, "ends")
         del ends, mapped  # in this order: OpenVINO's constants do not keep Python's arrays alive
-    done_with(sum(checkpoint.weight(name).raw.nbytes for name in _ends(checkpoint)))
+    done_with(sum(checkpoint.stored_bytes(name) for name in _ends(checkpoint)))
     progress("putting the model together", 0, 0)
     parts = [store.load(f"layer-{i}") for i in range(spec.num_layers)]
     told = parts[0].get_rt_info("nncf") if parts[0].has_rt_info("nncf") else None
@@ -149,7 +149,7 @@ def _ends(checkpoint: Checkpoint) -> list[str]:
 
 def _bytes_of_layer(checkpoint: Checkpoint, i: int) -> int:
     names = (name for name in checkpoint.spec.tensor_shapes() if name.startswith(f"model.layers.{i}."))
-    return sum(checkpoint.weight(name).raw.nbytes for name in names)
+    return sum(checkpoint.stored_bytes(name) for name in names)
 
 
 def _in_order(make: Callable[[_T], _U], items: Iterable[_T]) -> Iterator[_U]:

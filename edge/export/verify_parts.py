@@ -18,11 +18,11 @@ from openvino import opset13 as ops
 
 from edge.export import ir
 from edge.export.fp16 import POST_NORM, UNSCALED, residual_scale
-from edge.export.graph import rotary_row_order
 from edge.infer import EXACT, core
 from edge.manifest import Check
 from edge.model import forward
 from edge.model.checkpoint import Checkpoint
+from edge.model.rotary import rotary_row_order
 from edge.model.spec import GlmSpec
 
 _TOKENS = 16

@@ -40,6 +40,8 @@ class Weight:
 
     raw: NDArray[Any]
     dtype: str  # BF16, F16 or F32
+    kept: bool = True
+    """Whether the checkpoint keeps `raw` as long as it lives; else whoever uses it has to."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -77,7 +79,7 @@ class Checkpoint:
         self.shards = _find_shards(folder)
         tensors: dict[str, Weight] = {}
         for shard in self.shards:
-            for name, weight in _map_shard(shard):
+            for name, weight in map_tensors(shard):
                 if name in tensors:
                     raise CheckpointError(
                         f"{shard} holds the tensor {name}, which another shard holds, too",
@@ -90,6 +92,10 @@ class Checkpoint:
     def weight(self, name: str) -> Weight:
         """The tensor `name` of `GlmSpec.tensor_shapes`; a view that lives as long as this object."""
         return self._weights[name]
+
+    def stored_bytes(self, name: str) -> int:
+        """Of the tensor, as the file has it."""
+        return int(self._weights[name].raw.nbytes)
 
     def files(self) -> list[Path]:
         """Of its folder those that decide what the model says: config, tokenizer and weights."""
@@ -192,7 +198,12 @@ def _find_shards(folder: Path) -> list[Path]:
     )
 
 
-def _map_shard(path: Path) -> Iterator[tuple[str, Weight]]:
+def map_tensors(path: Path) -> Iterator[tuple[str, Weight]]:
+    """Name and view of each tensor of a safetensors file.
+
+    Raises:
+        CheckpointError: it is damaged, or has tensors of another type than BF16, F16 or F32.
+    """
     size = path.stat().st_size
     with path.open("rb") as file:
         prefix = file.read(8)

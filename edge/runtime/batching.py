@@ -29,6 +29,7 @@ class _Request:
     config: Any
     write: Write
     reading: Reading
+    adapters: tuple[str, ...] = ()
     handle: Any = None
     steps: int = 0
     """Of the pipeline's, before the first token came."""
@@ -63,6 +64,7 @@ class Batching:
         guessed: tokens that the pipeline guesses at each step. What it has guessed for an answer that a step then has
             no room for, GenAI (2026.4.1) takes for said: with it, room is kept for whole answers, and there is always
             room.
+        switch: turns adapters on in the pipeline, for all answers at once; called while there are none.
     """
 
     def __init__(
@@ -75,12 +77,16 @@ class Batching:
         room: int,
         block: int = 32,
         guessed: int = 0,
+        switch: Callable[[tuple[str, ...]], None] | None = None,
     ) -> None:
         self._pipeline = pipeline
         self._tensor = tensor
         self._room = room
         self._block = block
         self._guessed = guessed
+        self._switch = switch
+        self._on: tuple[str, ...] | None = None
+        """The adapters that are on; None: that is not known."""
         self._next: deque[_Request] = deque()  # asked for, but there is no room yet
         self._finished = finished
         self._name = name
@@ -96,21 +102,24 @@ class Batching:
         atexit.register(self.close)  # or the interpreter ends under a step that runs
 
     def generate(
-        self, token_ids: Sequence[int], config: Any, write: Write, reading: Reading
+        self, token_ids: Sequence[int], config: Any, write: Write, reading: Reading, adapters: tuple[str, ...] = ()
     ) -> tuple[list[int], list[float]]:
         """Answer one prompt; returns when it is over: all its tokens and their log-probabilities, if asked for.
+
+        It is answered beside those alone that have the same adapters on; whoever wants others waits for them to end.
 
         Args:
             token_ids: the prompt.
             config: the pipeline's own; its `max_new_tokens` is changed.
             write: gets the tokens as they come; called with none between steps, to ask whether to go on.
             reading: gets the number of steps the prompt took.
+            adapters: that are on.
 
         Raises:
             ContextError: the pipeline has no room for it.
             DeviceError: the pipeline has been closed.
         """
-        request = _Request(token_ids, config, write, reading)
+        request = _Request(token_ids, config, write, reading, adapters)
         self._waiting.put(request)
         while not request.over.wait(0.5):
             if not self._thread.is_alive():
@@ -206,7 +215,25 @@ class Batching:
             taken = sum(map(self._need, there))
             if there and taken + self._need(self._next[0]) > self._room:
                 return
+            if self._switch is not None and self._next[0].adapters != self._on and not self._switched(there):
+                return
             self._begin(self._next.popleft())
+
+    def _switched(self, there: Sequence[_Request]) -> bool:
+        """Whether the adapters that the next answer wants are on; they cannot be turned on while others go on."""
+        if there or (self._broken is None and self._pending()):
+            return False
+        if self._broken is not None:  # which who asks is told when it begins
+            return True
+        wanted, self._on = self._next[0].adapters, None
+        try:
+            assert self._switch is not None
+            self._switch(wanted)
+        except Exception as error:
+            self._end(self._next.popleft(), error)
+            return False
+        self._on = wanted
+        return True
 
     def _need(self, request: _Request) -> int:
         """Tokens of the cache to keep for an answer. One whose form is prescribed cannot go on in the middle."""

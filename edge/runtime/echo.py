@@ -34,6 +34,7 @@ class EchoEngine:
         self.context_length = context_length
         self.max_prompt: int | None = None
         self.opens_thought = False
+        self.adapters: tuple[str, ...] = ()
         self.together = 1
         self.cache_share: float | None = None
         self._seconds_per_token = seconds_per_token

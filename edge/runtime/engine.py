@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.errors import DeviceError, EdgeError, ModelError, UsageError
+from edge.lora.asked import Loras
 from edge.manifest import Manifest
 from edge.messages import Chunk, Conversation, Message, Sampling, Tokens
 from edge.npu import check_prompt
@@ -30,6 +31,9 @@ _OF_OPENVINO = (RuntimeError, MemoryError)
 """What OpenVINO and GenAI raise. All else is a fault of ours, which says nothing of a model or a device."""
 
 
+_NO_LORAS = Loras()
+
+
 class Engine:
     """An exported model, loaded. A `ChatEngine`, a `Probing`, and a context manager that closes itself.
 
@@ -37,7 +41,7 @@ class Engine:
     (paged attention with its prefix cache). On the NPU they come one after the other.
     """
 
-    def __init__(self, opened: Opened, manifest: Manifest, settings: Settings) -> None:
+    def __init__(self, opened: Opened, manifest: Manifest, settings: Settings, loras: Loras = _NO_LORAS) -> None:
         pipeline = opened.pipeline
         self._backend: Backend | None = opened.backend
         self._tokenizer = pipeline.get_tokenizer()
@@ -52,6 +56,9 @@ class Engine:
         self._step_tokens = opened.step_tokens
         self._guesses = opened.guesses
         block = BLOCK.get(settings.device.partition(".")[0], 32)
+        self._loras = loras
+        self.adapters = tuple(each.name for each in loras.asked) if loras.per_request else ()
+        """See `ChatEngine.adapters`."""
         self._prefixes = PrefixMemory(block) if opened.step_tokens else None
         self.manifest = manifest
         self.settings = settings
@@ -63,10 +70,11 @@ class Engine:
         """What of the settings `glm4-edge tune` found best here, in words; "" where nothing was."""
 
     @classmethod
-    def load(cls, folder: Path, settings: Settings) -> Engine:
-        """Load an exported model.
+    def load(cls, folder: Path, settings: Settings, loras: Loras = _NO_LORAS) -> Engine:
+        """Load an exported model, with the adapters that its answers may have.
 
         Raises:
+            CheckpointError: an adapter cannot be used, or not with this model.
             ModelError: the folder holds no exported model, or a damaged one.
             DeviceError: the device does not take the model.
             ContextError: the model reads less than the context that was asked for.
@@ -82,7 +90,7 @@ class Engine:
                 hint="Export the model again with --for npu, or choose another device.",
             )
         try:
-            return cls(open_pipeline(folder, settings, manifest), manifest, settings)
+            return cls(open_pipeline(folder, settings, manifest, loras), manifest, settings, loras)
         except _OF_OPENVINO as error:
             raise _not_loaded(error, folder, settings) from error
 
@@ -107,11 +115,12 @@ class Engine:
         started = time.perf_counter()
         samplings.check(sampling)
         with self._running.begin(cancelled, asked=asked) as ended:
+            adapters = self._adapters(sampling.adapters)
             prompt = self.encode(conversation)
             reading = Reading(len(prompt), step_tokens=self._step_tokens)
             config = self._config(sampling, self._room(reading.tokens, sampling.max_new_tokens))
             yield from stream_tokens(
-                lambda write: self._generate(prompt, config, write, reading),
+                lambda write: self._generate(prompt, config, write, reading, adapters),
                 decode=functools.partial(self._decode, special=sampling.keep_special),
                 reading=reading,
                 stop_ids=frozenset() if sampling.ignore_eos else self._stop_ids,
@@ -158,12 +167,15 @@ class Engine:
         """
         # One token fills no block of the cache, so that later answers do not depend on this.
         with self._turn_held():
-            self._generate(self._ids("a"), self._config(Sampling(temperature=0), 1), _go_on, Reading(1))
+            config = self._config(Sampling(temperature=0), 1)
+            self._generate(self._ids("a"), config, _go_on, Reading(1), self._loras.usual)
 
     def probe(self, token_ids: Sequence[int]) -> Probe:
         """See `Probing.probe`.
 
-        What the prefix cache still has is not computed again; then `log_probs` is None.
+        What the prefix cache still has is not computed again; then `log_probs` is None. Adapters are off. Where the
+        prefix cache stays in spite of adapters, no block that an answer may begin with is to be read here: more
+        than a block is to be asked for, of a text that nobody sends.
         """
         self._open_tokenizer()
         # The checkpoint's own penalty would choose another token than the likeliest.
@@ -199,6 +211,22 @@ class Engine:
             yield
         finally:
             self._turn.release()
+
+    def _adapters(self, asked: tuple[str, ...] | None) -> tuple[str, ...]:
+        """The adapters that an answer has.
+
+        Raises:
+            UsageError: the model was not loaded with these to choose from.
+        """
+        loras = self._loras
+        if asked is None or asked == loras.usual:
+            return loras.usual
+        if not loras.per_request or asked not in loras.choices:
+            raise UsageError(
+                f"{self.name} was not loaded with {' and '.join(asked) or 'no adapters'} to choose",
+                hint=f"It has: {', '.join(self.adapters) or 'nothing to choose'}.",
+            )
+        return asked
 
     def _room(self, prompt_tokens: int, max_new_tokens: int | None) -> int:
         """Tokens the answer may have."""
@@ -297,14 +325,14 @@ class Engine:
         return config
 
     def _generate(
-        self, token_ids: Sequence[int], config: Any, write: Write, reading: Reading
+        self, token_ids: Sequence[int], config: Any, write: Write, reading: Reading, adapters: tuple[str, ...] = ()
     ) -> tuple[list[int], list[float]]:
         if self._backend is None:
             raise _closed()
         if self._prefixes is not None:
             reading.expected = self._prefixes.expected(token_ids)
         try:
-            tokens, log_probs = self._backend.generate(token_ids, config, write, reading)
+            tokens, log_probs = self._backend.generate(token_ids, config, write, reading, adapters)
         except EdgeError:
             raise
         except Exception as error:

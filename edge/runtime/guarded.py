@@ -11,23 +11,17 @@ from __future__ import annotations
 import contextlib
 import enum
 import threading
-from collections.abc import Callable, Generator, Sequence
-from pathlib import Path
+from collections.abc import Generator, Sequence
 
-from edge import golden as goldens
 from edge.errors import DeviceError, EdgeError
 from edge.manifest import Manifest
-from edge.messages import Chunk, Conversation, Progress, Sampling
-from edge.runtime import canary
+from edge.messages import Chunk, Conversation, Sampling
 from edge.runtime.canary import Finding
-from edge.runtime.choices import Choices, Kept
 from edge.runtime.context import Policy
 from edge.runtime.fitting import fitted
 from edge.runtime.interface import LoadedEngine
 from edge.runtime.ladder import label
 from edge.runtime.minding import Answer, Blame, Held, Judge, Judgement, Open
-from edge.runtime.opening import Load, open_model
-from edge.runtime.remote import RemoteEngine
 from edge.runtime.settings import Settings
 from edge.runtime.stream import Running
 from edge.runtime.watch import Watch
@@ -57,6 +51,7 @@ class Guarded:
         policy: "trim" drops the oldest turns of what does not fit; "refuse" raises a ContextError.
         fallback: take the next way where the device fails in the middle of an answer; without it that is raised.
         late_check: a quick check that has yet to be made: by `warm_up`, or beside the first answer.
+        aside: the judge is answered beside answers; else, as on the NPU, it has to wait for them to end.
     """
 
     def __init__(
@@ -69,12 +64,14 @@ class Guarded:
         policy: Policy = "trim",
         fallback: bool = True,
         late_check: Judge | None = None,
+        aside: bool = True,
     ) -> None:
         self._held = Held(engine, reopen, blame)
         self._judge = judge
         self._policy: Policy = policy
         self._fallback = fallback
         self._late_check = late_check
+        self._aside = aside
         self._running = Running()
         self._lock = threading.Lock()  # of what follows
         self._judgement: Judgement | None = None
@@ -120,6 +117,11 @@ class Guarded:
     def together(self) -> int:
         """See `ChatEngine.together`."""
         return self._held.engine.together
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """See `ChatEngine.adapters`."""
+        return self._held.engine.adapters
 
     def token_bytes(self, token_ids: Sequence[int]) -> list[bytes]:
         """See `ChatEngine.token_bytes`."""
@@ -212,7 +214,8 @@ class Guarded:
                 if judgement is not None and judgement.wrong is not None:
                     break
                 if suspicion is not None and judgement is not None and not judgement.sound:
-                    patience = 0 if engine.settings.device == "NPU" else _PATIENCE  # that answers one at a time
+                    alone = engine.settings.device == "NPU" or not self._aside  # that answers one at a time
+                    patience = 0 if alone else _PATIENCE
                     if judgement.over.is_set() or answer.tokens - since >= patience:
                         break
                 yield chunk
@@ -345,56 +348,3 @@ class Guarded:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def open_guarded(
-    folder: Path,
-    wanted: Settings,
-    *,
-    fallback: bool = True,
-    policy: Policy = "trim",
-    load: Load = RemoteEngine.load,
-    say: Callable[[str], None] = lambda line: None,
-    progress: Progress = lambda stage, done, total: None,
-) -> Guarded:
-    """Open an exported model on a device that computes it rightly, and mind it.
-
-    It is loaded in a process of its own, so that neither its long steps nor a crash are this process's.
-    On the CPU numbers that were right at the last start are looked at later (`Guarded.warm_up`), else before anything.
-
-    Raises:
-        EdgeError: see `open_model`.
-    """
-    golden = goldens.read(folder)
-    choices = Choices()
-    late: Judge | None = None
-    first = True
-
-    def judge(engine: LoadedEngine) -> Finding | None:
-        return None if golden is None else canary.quick(engine, golden, golden.lengths)
-
-    def check(engine: LoadedEngine) -> Finding:
-        nonlocal late
-        assert golden is not None
-        if not first:  # something has failed: more is looked at, and at once
-            return canary.quick(engine, golden, golden.lengths)
-        kept = choices.get(folder, engine.settings)
-        if engine.settings.device == "CPU" and kept is not None and kept.ok and kept.checked:
-            late = lambda engine: canary.quick(engine, golden)  # noqa: E731
-            return Finding(True, None, kept.figures)
-        progress(f"checking the numbers of {label(engine.settings)}", 0, 0)
-        return canary.quick(engine, golden)
-
-    def opened() -> LoadedEngine:
-        return open_model(
-            folder, wanted, fallback=fallback, check=None if golden is None else check, load=load, say=say,
-            progress=progress, choices=choices,
-        )  # fmt: skip
-
-    def blame(settings: Settings, finding: Finding, wrong: bool) -> None:
-        kept = Kept(False, finding.reason, loaded=wrong, checked=wrong, figures=finding.figures, lasting=wrong)
-        choices.keep(folder, settings, kept)
-
-    engine = opened()
-    first = False
-    return Guarded(engine, opened, judge, blame, policy=policy, fallback=fallback, late_check=late)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from edge.errors import EdgeError
+from edge.lora.asked import Loras
 from edge.messages import Chunk, Conversation, Sampling
 from edge.runtime.settings import Settings
 from edge.runtime.trial import show_no_dialogs
@@ -28,14 +29,14 @@ from edge.runtime.trial import show_no_dialogs
 if TYPE_CHECKING:
     from edge.runtime.engine import Engine
 
-FACTS = ("name", "device", "context_length", "max_prompt", "opens_thought", "together", "tuned", "manifest")
+FACTS = ("name", "device", "context_length", "max_prompt", "opens_thought", "adapters", "together", "tuned", "manifest")
 """Of an engine, what never changes; told once."""
 _LONG = ("probe", "warm_up")
 """Calls that wait for a turn; all others are answered between two questions."""
 _BEAT_SECONDS = 0.5
 
 
-def main(load: Callable[[Path, Settings], Engine] | None = None) -> None:
+def main(load: Callable[..., Engine] | None = None) -> None:
     """Be that process. Does not return.
 
     Args:
@@ -52,10 +53,10 @@ def main(load: Callable[[Path, Settings], Engine] | None = None) -> None:
     _Host(sys.stdin.buffer, answers).run(load or _load)
 
 
-def _load(folder: Path, settings: Settings) -> Engine:
+def _load(folder: Path, settings: Settings, *loras: Loras) -> Engine:
     from edge.runtime.engine import Engine
 
-    return Engine.load(folder, settings)
+    return Engine.load(folder, settings, *loras)
 
 
 class _Host:
@@ -68,15 +69,15 @@ class _Host:
         """Those under way, and what cancels them."""
         self._engine: Any = None
 
-    def run(self, load: Callable[[Path, Settings], Engine]) -> None:
+    def run(self, load: Callable[..., Engine]) -> None:
         """Load the model that the first question names, say how that went, and answer all others."""
         try:
-            _, number, folder, settings = pickle.load(self._questions)
+            _, number, folder, settings, loras = pickle.load(self._questions)
         except (EOFError, OSError, pickle.UnpicklingError):
             os._exit(1)
         threading.Thread(target=self._read, name="reading", daemon=True).start()  # sees the parent go meanwhile, too
         try:
-            self._engine = load(folder, settings)
+            self._engine = load(folder, settings) if loras is None else load(folder, settings, loras)
         except Exception as error:
             self._tell_error(number, error)
             os._exit(0)

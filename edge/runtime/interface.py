@@ -49,6 +49,10 @@ class ChatEngine(Protocol):
     def together(self) -> int:
         """Answers that are made at once; one more waits."""
 
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """LoRA adapters of which each answer may have one; those that all answers have are not among them."""
+
     def stream(
         self, conversation: Conversation, sampling: Sampling, cancelled: threading.Event | None = None
     ) -> Generator[Chunk, None, None]:

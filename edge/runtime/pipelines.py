@@ -12,9 +12,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from edge import precise
-from edge.errors import UsageError
+from edge.errors import DeviceError, UsageError
 from edge.files import home
 from edge.grammar import Amid, Anything, Grammar, InTurn, JsonOf, Literally, Matching, OneOf, Several
+from edge.lora.asked import Loras
 from edge.manifest import Manifest
 from edge.npu import npu_properties
 from edge.runtime import devices, tuned
@@ -34,13 +35,16 @@ TOGETHER = 8
 """Answers at once; one more waits. Decode on two cores gains little above."""
 
 
+_NONE = Loras()
+
+
 class Backend(Protocol):
     """What turns a prompt into tokens: a pipeline of GenAI's, and how it is asked."""
 
     def generate(
-        self, token_ids: Sequence[int], config: Any, write: Write, reading: Reading
+        self, token_ids: Sequence[int], config: Any, write: Write, reading: Reading, adapters: tuple[str, ...] = ()
     ) -> tuple[list[int], list[float]]:
-        """Answer; the answer's tokens, and log-probabilities where the config asks for them."""
+        """Answer with these adapters on; the answer's tokens, and log-probabilities where the config asks for them."""
 
     def close(self) -> None:
         """Let go of the pipeline."""
@@ -79,9 +83,12 @@ def import_all() -> None:
     from edge.runtime import engine  # noqa: F401
 
 
-def open_pipeline(folder: Path, settings: Settings, manifest: Manifest) -> Opened:
+def open_pipeline(folder: Path, settings: Settings, manifest: Manifest, loras: Loras = _NONE) -> Opened:
     """Load the model; what goes wrong is raised as OpenVINO says it."""
     import openvino_genai
+
+    if loras.per_request:
+        settings = dataclasses.replace(settings, prefix_cache=False)  # it knows tokens, not what had read them
 
     found = tuned.read(folder, settings.device) if settings.tuned and not settings.rehearse else None
     if found is not None and settings.step_tokens is None:
@@ -97,9 +104,12 @@ def open_pipeline(folder: Path, settings: Settings, manifest: Manifest) -> Opene
         context = max_prompt + response
     if settings.prompt_lookup:
         check_lookup(settings)
+    chosen = _adapted(folder, settings, loras) if loras.asked else None
+    if chosen is not None:
+        properties["adapters"] = chosen.registered()
     if not devices.together(settings.device) or properties.get("ATTENTION_BACKEND") == "SDPA":
         pipeline = openvino_genai.LLMPipeline(str(source), settings.device, **properties)
-        return Opened(pipeline, OneByOne(pipeline), context, pipeline.get_generation_config, max_prompt)
+        return Opened(pipeline, OneByOne(pipeline, chosen), context, pipeline.get_generation_config, max_prompt)
     properties = {name: value for name, value in properties.items() if name != "ATTENTION_BACKEND"}  # it has one
     context, values = schedule(folder, settings)
     guesses = (GUESSED, ALIKE) if settings.prompt_lookup else (0, 0)
@@ -115,9 +125,72 @@ def open_pipeline(folder: Path, settings: Settings, manifest: Manifest) -> Opene
     step = values["max_num_batched_tokens"] if told else 0
     block = BLOCK.get(settings.device.partition(".")[0], 32)
     room = values["num_kv_blocks"] * block
-    backend = Batching(pipeline, _tensor, _outcome, settings.device, room=room, block=block, guessed=guesses[0])
+    switch = None
+    if chosen is not None:
+        # Where the prefix cache stays, what this reads is not to be found again: a block of it begins no real prompt.
+        strange = [manifest.architecture.vocab_size - 1] * (block + 1 if values["enable_prefix_caching"] else 1)
+        switch = functools.partial(_switch, pipeline, chosen, _tensor(strange))
+    backend = Batching(
+        pipeline, _tensor, _outcome, settings.device, room=room, block=block, guessed=guesses[0], switch=switch
+    )
     said = "" if found is None else found.said
     return Opened(pipeline, backend, context, defaults, None, TOGETHER, step, guesses, said)
+
+
+class Chosen:
+    """GenAI's form of the adapters that may be on together, made when they first are.
+
+    Args:
+        tensors: of a choice, by name; see `lora.fitted.Fitted`.
+    """
+
+    def __init__(self, tensors: Callable[[tuple[str, ...]], Mapping[str, Any]]) -> None:
+        self._tensors = tensors
+        self._made: dict[tuple[str, ...], Any] = {}
+
+    def adapter(self, choice: tuple[str, ...]) -> Any:
+        """The one adapter that stands for the choice."""
+        import openvino
+        import openvino_genai
+        from safetensors.numpy import save
+
+        if choice not in self._made:
+            data = np.frombuffer(save(dict(self._tensors(choice))), np.uint8)
+            self._made[choice] = openvino_genai.Adapter(openvino.Tensor(data))
+        return self._made[choice]
+
+    def config(self, choice: tuple[str, ...]) -> Any:
+        """For a `GenerationConfig`."""
+        import openvino_genai
+
+        return openvino_genai.AdapterConfig(self.adapter(choice), 1.0)
+
+    def registered(self) -> Any:
+        """For the pipeline: which matrices are adapted, at which rank."""
+        import openvino_genai
+
+        modes = openvino_genai.AdapterConfig.Mode
+        return openvino_genai.AdapterConfig(self.adapter(()), 1.0, modes.MODE_STATIC_RANK)
+
+
+def _adapted(folder: Path, settings: Settings, loras: Loras) -> Chosen:
+    from edge.lora.fitted import Fitted
+
+    if settings.device == "NPU":
+        raise DeviceError(
+            "adapters cannot be switched on the NPU, whose model is compiled whole",
+            hint="Merge the adapter: glm4-edge export MODEL OUT --for npu --merge-lora PATH. Or choose another device.",
+        )
+    return Chosen(Fitted(folder, loras).tensors)
+
+
+def _switch(pipeline: Any, chosen: Chosen, prompt: Any, choice: tuple[str, ...]) -> None:
+    """Turn these adapters on: a pipeline that batches looks at them only where it is asked for a whole answer."""
+    import openvino_genai
+
+    config = openvino_genai.GenerationConfig()
+    config.max_new_tokens, config.do_sample, config.adapters = 1, False, chosen.config(choice)
+    pipeline.generate([prompt], [config])
 
 
 def check_lookup(settings: Settings) -> None:
@@ -178,11 +251,12 @@ class OneByOne:
 
     cache_share: float | None = None
 
-    def __init__(self, pipeline: Any) -> None:
+    def __init__(self, pipeline: Any, chosen: Chosen | None = None) -> None:
         self._pipeline = pipeline
+        self._chosen = chosen
 
     def generate(
-        self, token_ids: Sequence[int], config: Any, write: Write, reading: Reading
+        self, token_ids: Sequence[int], config: Any, write: Write, reading: Reading, adapters: tuple[str, ...] = ()
     ) -> tuple[list[int], list[float]]:
         """See `Backend.generate`; log-probabilities are not to be had."""
         tokens: list[int] = []
@@ -191,6 +265,8 @@ class OneByOne:
             tokens.extend(ids)
             return write(ids)
 
+        if self._chosen is not None:
+            config.adapters = self._chosen.config(adapters)
         self._pipeline.generate(_tensor(token_ids), config, _streamer(both))
         return tokens, []
 

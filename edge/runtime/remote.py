@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 import edge
 from edge.errors import DeviceError, EdgeError, ModelError
+from edge.lora.asked import Loras
 from edge.messages import Chunk, Conversation, Sampling, Tokens, Usage
 from edge.runtime import sampling as samplings
 from edge.runtime import trial
@@ -91,11 +92,14 @@ class RemoteEngine:
     context_length: int
     max_prompt: int | None
     opens_thought: bool
+    adapters: tuple[str, ...]
     together: int
     tuned: str
     manifest: Manifest
 
-    def __init__(self, folder: Path, settings: Settings, command: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, folder: Path, settings: Settings, command: Sequence[str] | None = None, loras: Loras | None = None
+    ) -> None:
         self.settings = settings
         self._numbers = itertools.count(1)
         self._asked: dict[int, _Asked] = {}
@@ -116,7 +120,7 @@ class RemoteEngine:
             self._reader.start()
             threading.Thread(target=self._write, name="remote writer", daemon=True).start()
             plain = replace(settings, properties=dict(settings.properties))
-            facts = self._ask("load", folder, plain)
+            facts = self._ask("load", folder, plain, loras)
             for fact, value in facts.items():
                 setattr(self, fact, value)
             self._loaded = True
@@ -125,13 +129,13 @@ class RemoteEngine:
             raise
 
     @classmethod
-    def load(cls, folder: Path, settings: Settings) -> RemoteEngine:
+    def load(cls, folder: Path, settings: Settings, loras: Loras | None = None) -> RemoteEngine:
         """Load an exported model; see `Engine.load`.
 
         Raises:
             DeviceError: also where loading it ended the process.
         """
-        return cls(folder, settings)
+        return cls(folder, settings, loras=loras)
 
     def __enter__(self) -> RemoteEngine:
         return self

@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from edge import __version__
 from edge.errors import EdgeError
+from edge.server.asking import no_model
 from edge.server.desk import CHAT, TEXT, Desk
 from edge.server.doors import Door, Observed
 from edge.server.faults import RefusedError
@@ -92,17 +93,16 @@ def _routes(app: FastAPI, desk: Desk) -> None:
 
     @app.get("/v1/models", tags=["models"], responses=told(ModelList, 503))
     async def models() -> Response:
-        """List the model."""
-        return reply(ModelList(object="list", data=[_card(desk)]))
+        """List the model, and its adapters."""
+        return reply(ModelList(object="list", data=[_card(desk, name) for name in desk.models(desk.engine())]))
 
     @app.get("/v1/models/{model:path}", tags=["models"], responses=told(ModelCard, 404, 503))
     async def model(model: str) -> Response:
-        """Describe the model."""
-        card = _card(desk)
-        if model != card.id:
-            raise RefusedError(f"there is no model {model[:80]!r} here", hint=f"The model is {card.id!r}.",
-                               param="model", code="model_not_found", status=404)  # fmt: skip
-        return reply(card)
+        """Describe a model."""
+        models = desk.models(desk.engine())
+        if model not in models:
+            raise no_model(model, models)
+        return reply(_card(desk, model))
 
     @app.head("/health", include_in_schema=False)
     @app.get("/health", tags=["server"], responses={
@@ -122,9 +122,9 @@ def _routes(app: FastAPI, desk: Desk) -> None:
         return Response(desk.numbers.text(), headers={"content-type": CONTENT_TYPE})
 
 
-def _card(desk: Desk) -> ModelCard:
+def _card(desk: Desk, name: str) -> ModelCard:
     engine = desk.engine()
-    return ModelCard(id=desk.model_name(engine), object="model", created=desk.created, owned_by="glm4-edge",
+    return ModelCard(id=name, object="model", created=desk.created, owned_by="glm4-edge",
                      context_length=engine.context_length)  # fmt: skip
 
 

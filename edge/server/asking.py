@@ -45,17 +45,22 @@ class Asked:
     """What stands before each prompt's answers."""
 
 
-def check_model(asked: str | None, loaded: str) -> None:
-    """Refuse another model than the one that is loaded.
+def check_model(asked: str | None, loaded: str, adapters: Sequence[str] = ()) -> None:
+    """Refuse another model than the one that is loaded, by itself or with one of its adapters.
 
     Raises:
         RefusedError: with status 404.
     """
-    if asked is not None and asked != loaded:
-        raise RefusedError(
-            f"there is no model {asked!r} here", hint=f"The model is {loaded!r}.", param="model",
-            code="model_not_found", status=404,
-        )  # fmt: skip
+    if asked is not None and asked != loaded and asked not in adapters:
+        raise no_model(asked, (loaded, *adapters))
+
+
+def no_model(asked: str, models: Sequence[str]) -> RefusedError:
+    """That there is no such model among these."""
+    there = f"The model is {models[0]!r}." if len(models) == 1 else f"The models are {', '.join(map(repr, models))}."
+    return RefusedError(
+        f"there is no model {asked[:80]!r} here", hint=there, param="model", code="model_not_found", status=404
+    )
 
 
 @shallow()
@@ -79,7 +84,7 @@ def chat(engine: ChatEngine, request: ChatRequest) -> Asked:
     )  # fmt: skip
     turns = conversation(messages, wanted.tools)
     sampling = replace(
-        _sampling(request, request.max_completion_tokens or request.max_tokens, bool(request.logprobs)),
+        _sampling(engine, request, request.max_completion_tokens or request.max_tokens, bool(request.logprobs)),
         grammar=wanted.grammar,
         keep_special=bool(wanted.tools) or engine.opens_thought,
     )
@@ -96,7 +101,7 @@ def completion(engine: ChatEngine, request: CompletionRequest) -> Asked:
     Raises:
         EdgeError: it makes no sense, or does not fit into the context.
     """
-    sampling = _sampling(request, request.max_tokens or COMPLETION_TOKENS, request.logprobs is not None)
+    sampling = _sampling(engine, request, request.max_tokens or COMPLETION_TOKENS, request.logprobs is not None)
     for prompt in request.prompts:
         _check(engine, prompt, sampling)
     n = request.n or 1
@@ -110,14 +115,17 @@ def _text(engine: ChatEngine, prompt: str | Tokens) -> str:
     return b"".join(engine.token_bytes(prompt.ids)).decode(errors="replace")
 
 
-def _sampling(request: ChatRequest | CompletionRequest, max_new_tokens: int | None, log_probs: bool) -> Sampling:
-    stop = request.stop
+def _sampling(
+    engine: ChatEngine, request: ChatRequest | CompletionRequest, max_new_tokens: int | None, log_probs: bool
+) -> Sampling:
+    stop, model = request.stop, request.model
     return Sampling(
         temperature=request.temperature, top_p=request.top_p, top_k=request.top_k,
         repetition_penalty=request.repetition_penalty, presence_penalty=request.presence_penalty,
         frequency_penalty=request.frequency_penalty, log_probs=log_probs, max_new_tokens=max_new_tokens,
         seed=None if request.seed is None else request.seed % _SEEDS,
         stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
+        adapters=(model,) if model is not None and model in engine.adapters else None,
     )  # fmt: skip
 
 

@@ -106,6 +106,10 @@ class Desk:
         """By which the model is asked for."""
         return self.options.name or engine.name
 
+    def models(self, engine: ChatEngine) -> tuple[str, ...]:
+        """All that may be asked for: the model, and its adapters by their own names."""
+        return (self.model_name(engine), *engine.adapters)
+
     def _places(self) -> int:
         return 1 if self._engine is None else self._engine.together
 
@@ -161,7 +165,8 @@ class Desk:
             self._works.discard(work)
 
         seen = self._seen(work, arrived, request.scope)
-        head = whole.Head.of(engine, kind.prefix, self.options.name)
+        named = asked_for.model if asked_for.model in engine.adapters else self.options.name
+        head = whole.Head.of(engine, kind.prefix, named)
         try:
             if asked_for.stream:
                 options = asked_for.stream_options
@@ -185,7 +190,7 @@ class Desk:
         request: ChatRequest | CompletionRequest = faults.read(kind.request, body)
         if self.options.log_prompts:
             log.info("asked: %s", json.dumps(request.model_dump(exclude_none=True, by_alias=True)))
-        asking.check_model(request.model, self.model_name(engine))
+        asking.check_model(request.model, self.model_name(engine), engine.adapters)
         return request, kind.understand(engine, request)
 
     async def _events(

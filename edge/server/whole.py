@@ -48,8 +48,9 @@ class Head:
 
     @classmethod
     def of(cls, engine: ChatEngine, kind: Literal["chatcmpl", "cmpl"], model: str | None = None) -> Head:
-        """A new one; `model` is the name it is served by, if that is another than the engine's."""
-        made_with = f"{engine.name}|{engine.device}|{engine.context_length}|{__version__}"
+        """A new one; `model` is the name it is served by, if that is another than the engine's, or an adapter's."""
+        adapter = model if model in engine.adapters else ""
+        made_with = f"{engine.name}|{adapter}|{engine.device}|{engine.context_length}|{__version__}"
         return cls(
             f"{kind}-{uuid.uuid4().hex}", int(time.time()), model or engine.name,
             f"fp_{hashlib.sha256(made_with.encode()).hexdigest()[:12]}",

@@ -274,3 +274,57 @@ def test_a_pipeline_that_fails_anywhere_leaves_nobody_waiting(made: list[Batchin
         with pytest.raises(RuntimeError, match="read failed"):
             ask(batching, 5)
     assert len(ask(batching, 4)) == 4
+
+
+class TestAdapters:
+    def test_others_wait_for_those_with_other_adapters(self, made: list[Batching]) -> None:
+        """Never are two sets on at once; each is turned on once for those who come together; none is passed over."""
+        pipeline, on = Pipeline(pause=0.005), list[tuple[str, ...]]()
+        beside = set[tuple[str, ...]]()
+
+        def switch(adapters: tuple[str, ...]) -> None:
+            assert not pipeline.held
+            on.append(adapters)
+
+        made.append(Batching(pipeline, list, outcome, "CPU", room=10**9, block=1, switch=switch))
+        order = [("a",), ("a",), (), ("a",), ("b",)]
+        ended: list[tuple[str, ...]] = []
+
+        def answer(adapters: tuple[str, ...]) -> None:
+            def write(ids: Any, log_probs: Any = (), /) -> bool:
+                beside.add((on[-1] if ids else adapters, adapters))  # type: ignore[arg-type]
+                return True
+
+            config = SimpleNamespace(max_new_tokens=20, structured_output_config=None)
+            made[0].generate([20], config, write, Reading(9), adapters)
+            ended.append(adapters)
+
+        threads = []
+        for adapters in order:
+            threads.append(threading.Thread(target=answer, args=(adapters,)))
+            threads[-1].start()
+            time.sleep(0.01)
+        for thread in threads:
+            thread.join(20)
+        assert ended == order and all(one == other for one, other in beside)
+        assert on == [("a",), (), ("a",), ("b",)] and pipeline.most == 2
+
+    def test_one_who_cancels_is_gone_before_the_switch(self, made: list[Batching]) -> None:
+        pipeline, held = Pipeline(pause=0.002), list[int]()
+        switch = lambda adapters: held.append(len(pipeline.held))  # noqa: E731
+        made.append(Batching(pipeline, list, outcome, "CPU", room=10**9, block=1, switch=switch))
+        ask(made[0], 10**6, limit=3)
+        config = SimpleNamespace(max_new_tokens=2, structured_output_config=None)
+        assert len(made[0].generate([2], config, lambda *_: True, Reading(9), ("a",))[0]) == 2
+        assert held == [0, 0]
+
+    def test_a_switch_that_fails_is_told_to_who_wanted_it(self, made: list[Batching]) -> None:
+        def switch(adapters: tuple[str, ...]) -> None:
+            if adapters == ("bad",):
+                raise RuntimeError("cannot be turned on")
+
+        made.append(Batching(Pipeline(), list, outcome, "CPU", room=10**9, block=1, switch=switch))
+        config = SimpleNamespace(max_new_tokens=2, structured_output_config=None)
+        with pytest.raises(RuntimeError, match="cannot be turned on"):
+            made[0].generate([2], config, lambda *_: True, Reading(9), ("bad",))
+        assert len(ask(made[0], 2)) == 2

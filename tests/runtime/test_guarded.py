@@ -18,7 +18,8 @@ from edge.messages import Chunk, Conversation, Message, Sampling, Usage
 from edge.runtime import canary
 from edge.runtime.canary import Finding
 from edge.runtime.choices import Choices
-from edge.runtime.guarded import IN_PEACE, Guarded, open_guarded
+from edge.runtime.guarded import IN_PEACE, Guarded
+from edge.runtime.guarding import open_guarded
 from edge.runtime.minding import Judgement
 from edge.runtime.prefix import Reading
 from edge.runtime.settings import Settings

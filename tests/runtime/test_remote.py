@@ -27,7 +27,8 @@ from edge.runtime import remote
 from edge.runtime.canary import Finding
 from edge.runtime.echo import EchoEngine
 from edge.runtime.engine import Engine
-from edge.runtime.guarded import Guarded, open_guarded
+from edge.runtime.guarded import Guarded
+from edge.runtime.guarding import open_guarded
 from edge.runtime.remote import RemoteEngine
 from edge.runtime.settings import Settings
 

@@ -11,7 +11,7 @@ from edge.files import HOME_VARIABLE
 from edge.messages import Message, Sampling
 from edge.runtime import tuned
 from edge.runtime.engine import Engine
-from edge.runtime.guarded import open_guarded
+from edge.runtime.guarding import open_guarded
 from edge.runtime.settings import Settings
 from edge.runtime.tuned import Tuned
 

@@ -365,3 +365,26 @@ def test_threads_do_not_stay() -> None:
             live.chat(max_tokens=3, stream=True)
         until(lambda: not [each for each in threading.enumerate() if each.name in ("answer", "answers", "generation")])
         assert httpx.get(f"{live.address}/health").status_code == 200
+
+
+def test_adapters_are_models_of_their_own() -> None:
+    engine = Told(*says("hi"))
+    engine.adapters = ("support", "poetry")
+    with serving(engine) as live:
+        cards = live.http.get("/v1/models").json()["data"]
+        assert [card["id"] for card in cards] == ["echo", "support", "poetry"]
+        assert live.http.get("/v1/models/poetry").json()["id"] == "poetry"
+        prints = set()
+        for model, adapters in (("poetry", ("poetry",)), ("echo", None), (None, None), ("support", ("support",))):
+            answer = live.chat(**({} if model is None else {"model": model})).json()
+            assert answer["model"] == model or (model is None and answer["model"] == "echo")
+            assert engine.asked[-1][1].adapters == adapters
+            prints.add(answer["system_fingerprint"])
+            live.http.post("/v1/completions", json={"prompt": "a", "model": model}).raise_for_status()
+            assert engine.asked[-1][1].adapters == adapters
+        assert len(prints) == 3, "what answers is another model each time"
+        piece = events(live.chat(model="poetry", stream=True).text)[0]
+        assert json.loads(piece.removeprefix("data: "))["model"] == "poetry"
+        refused = live.chat(model="prose")
+        assert refused.status_code == 404 and "'echo', 'support', 'poetry'" in refused.json()["error"]["message"]
+        assert live.http.get("/v1/models/prose").status_code == 404

@@ -76,9 +76,9 @@ def parity(
     from edge.runtime.refstore import Reference
 
     folder = exported(model, device)
-    stored = Reference.read(reference.expanduser())
     if runtime == "itrex":
         itrex.settings_for(device, None)
+    stored = Reference.read(reference.expanduser())
     itrex.told(runtime)
     with progress_lines() as progress:
         found = runs.compare(folder, stored, device, progress, runtime=runtime)

@@ -186,7 +186,7 @@ def load(
         from safetensors.numpy import save_file
 
         worker.ask("begin", config=config, threads=usable_threads(Machine()))
-        total = config["num_hidden_layers"] + 1
+        total = config["num_hidden_layers"] + 2  # embedding and head
         for done, part in enumerate(itrex_weights.parts(folder, config)):
             progress("handing the weights to ITREX", done, total)
             path = worker.folder / "part.safetensors"

@@ -70,9 +70,10 @@ def config(folder: Path, manifest: Manifest) -> dict[str, Any]:
 
 
 def parts(folder: Path, config: dict[str, Any]) -> Iterator[Part]:
-    """Embedding, last norm and head; then one layer after the other, each to be let go before the next."""
+    """Embedding and last norm; the head; then one layer after the other. Each is to be let go before the next."""
     reader = _Reader(folder, config)
-    yield reader.ends()
+    yield reader.beginning()
+    yield reader.head()
     for number in range(config["num_hidden_layers"]):
         yield reader.layer(number)
 
@@ -83,12 +84,16 @@ class _Reader:
         self._model = core().read_model(folder / MODEL_FILE)
         self._nodes = {node.get_friendly_name(): node for node in self._model.get_ops()}
 
-    def ends(self) -> Part:
+    def beginning(self) -> Part:
         part = Part()
         self._matrix(part, "model.embed_tokens.weight")
+        part.tensors["model.norm.weight"] = self._vector("model.norm.weight")
+        return part
+
+    def head(self) -> Part:
+        part = Part()
         source = "lm_head.weight" if "lm_head.weight" in self._nodes else "model.embed_tokens.weight"
         self._matrix(part, "lm_head.weight", source=source)
-        part.tensors["model.norm.weight"] = self._vector("model.norm.weight")
         return part
 
     def layer(self, number: int) -> Part:
@@ -179,8 +184,10 @@ def _signed(node: Any, rows: int) -> NDArray[np.int8]:
     data: NDArray[Any] = np.atleast_1d(node.data).reshape(-1).view(np.uint8)
     if _BITS[kind] == 4:
         data = np.stack([data & 15, data >> 4], axis=1).reshape(-1)[: int(np.prod(node.get_output_shape(0)))]
-        data = data if kind == "u4" else data ^ 8  # of a signed one: 0 to 15 in the order of the numbers
-    else:
-        data = data if kind == "u8" else data ^ 128
-    values: NDArray[np.int8] = (data.astype(np.int16) - (8 if _BITS[kind] == 4 else 128)).astype(np.int8)
-    return values.reshape(rows, -1)
+        if kind == "i4":
+            data ^= 8  # 0 to 15 in the order of the numbers
+        data -= 8  # below 0 it goes round, as a signed byte reads it
+    elif kind == "u8":
+        data = data ^ 128
+    values: NDArray[np.int8] = data.view(np.int8).reshape(rows, -1)
+    return values

@@ -104,17 +104,17 @@ class _Model:
                     continue
                 if name.endswith(".bias") and f"{name[:-4]}weight" in matrices:
                     continue
-                tensor = file.get_tensor(name)
+                tensor = file.get_tensor(name).clone()  # as it comes, it holds the whole file
                 parent, _, leaf = name.rpartition(".")
                 module = self._model.get_submodule(parent)
                 if name not in matrices:
                     setattr(module, leaf, torch.nn.Parameter(tensor.float(), requires_grad=False))
                     continue
-                parts = {part: file.get_tensor(f"{name}.{part}") for part in matrices[name]["parts"]}
+                parts = {part: file.get_tensor(f"{name}.{part}").clone() for part in matrices[name]["parts"]}
                 if isinstance(module, torch.nn.Embedding):
                     self._put(parent, _rows(tensor, parts))
                     continue
-                bias = None if module.bias is None else file.get_tensor(f"{parent}.bias")
+                bias = None if module.bias is None else file.get_tensor(f"{parent}.bias").clone()
                 self._put(parent, self._pack(tensor, parts, bias, matrices[name]))
         return self._packed
 

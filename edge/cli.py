@@ -25,6 +25,7 @@ from edge.commands.chat import chat
 from edge.commands.devices import devices
 from edge.commands.doctor import doctor
 from edge.commands.export import export
+from edge.commands.itrex import itrex
 from edge.commands.parity import parity
 from edge.commands.plan import plan
 from edge.commands.reference import reference
@@ -90,7 +91,7 @@ def cli() -> None:
 
 
 for command in (
-    export, verify, chat, ask, batch, ui, serve, devices, plan, canary, reference, parity, bench, tune, doctor,
+    export, verify, chat, ask, batch, ui, serve, devices, plan, canary, reference, parity, bench, tune, doctor, itrex,
 ):  # fmt: skip
     cli.add_command(command)
 

@@ -14,6 +14,8 @@ from edge.files import check_readable, write_text
 
 FILE_NAME = "edge.json"
 FORMAT = 1
+OURS, OPTIMUM = "glm4-edge", "optimum"
+EXPORTERS = (OURS, OPTIMUM)
 MODEL_FILE = "openvino_model.xml"
 TOKENIZER_FILES = tuple(f"openvino_{name}tokenizer.{kind}" for name in ("", "de") for kind in ("xml", "bin"))
 """What OpenVINO reads without looking whether it is whole: damaged, they end the process. They are small."""
@@ -80,6 +82,8 @@ class Manifest(_Section):
     bytes: dict[str, Annotated[int, Field(ge=0, lt=2**63)]]
     """Size of each file written."""
     checks: list[Check]
+    exporter: str = OURS
+    """Whose graph it is: ours or, traced, optimum-intel's."""
     sha256: dict[str, str] = {}
     """Of those of `TOKENIZER_FILES` that were written; older exports have none."""
 

@@ -38,7 +38,8 @@ ONLY = {
     "nncf": {"export/compress.py"},
     "openvino_tokenizers": {"export/tokenize.py", "export/whole_pieces.py"},
     "openvino_telemetry": set(),
-    "torch": {"runtime/reference.py", "runtime/greedy.py"},  # the extra "reference"
+    "torch": {"runtime/reference.py", "runtime/greedy.py", "export/tracing.py", "runtime/itrex_worker.py"},
+    "optimum": {"export/tracing.py"},
     "gradio": {f"ui/web/{name}.py" for name in ("serving", "page", "controls", "compare")},
     "matplotlib": {"bench/plot.py"},
     "pypdf": {"documents/pdf.py"},

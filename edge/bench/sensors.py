@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 from dataclasses import dataclass
@@ -17,13 +18,17 @@ _PERIOD_SECONDS = 0.1
 
 
 class MemoryWatch:
-    """Looks at this process's memory ten times a second, and keeps the largest figures. A context manager."""
+    """Looks at this process's memory ten times a second, and keeps the largest figures. A context manager.
+
+    Where a model runs in a process below this one, `with_children` adds that.
+    """
 
     def __init__(self) -> None:
         self.anonymous: int | None = None
         """Bytes that belong to no file, at their peak; None where the system does not tell."""
         self.resident = 0
         """Bytes in memory, pages of mapped files included, at their peak."""
+        self._processes = [psutil.Process()]
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="memory watch", daemon=True)
 
@@ -41,12 +46,19 @@ class MemoryWatch:
         while not self._over.wait(_PERIOD_SECONDS):
             self._look()
 
+    def with_children(self) -> None:
+        """From now on count those processes, too, that this one has begun by now."""
+        self._processes = [psutil.Process(), *psutil.Process().children()]
+
     def _look(self) -> None:
-        memory = psutil.Process().memory_info()
-        self.resident = max(self.resident, int(memory.rss))
-        anonymous = _anonymous(memory)
-        if anonymous is not None:
-            self.anonymous = max(self.anonymous or 0, anonymous)
+        memories = []
+        for process in self._processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                memories.append(process.memory_info())
+        self.resident = max(self.resident, sum(int(memory.rss) for memory in memories))
+        known = [each for each in map(_anonymous, memories) if each is not None]
+        if known:
+            self.anonymous = max(self.anonymous or 0, sum(known))
 
 
 def _anonymous(memory: Any) -> int | None:

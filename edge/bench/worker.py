@@ -163,6 +163,8 @@ class _Server:
         imported = time.perf_counter()
         self._folder = Path(folder)
         self._engine = engine = Engine.load(self._folder, settings)
+        if settings.runtime != "openvino":
+            self._watch.with_children()
         loaded = time.perf_counter()
         engine.warm_up()
         warm = time.perf_counter()

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edge.commands import itrex
+from edge.commands.itrex import RUNTIME_OPTION
 from edge.errors import UsageError, VerificationError
 from edge.report import progress_lines, say
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from edge.bench.case import Measured
     from edge.bench.record import Record
     from edge.bench.run import Arm
+    from edge.runtime.settings import Runtime
 
 _DEFAULT = "run"
 
@@ -80,6 +83,7 @@ def bench() -> None:
               help="After which no further round begins, three made.")  # fmt: skip
 @click.option("--context", type=click.IntRange(1, 2**31 - 1), help="Tokens of prompt and answer; left out, as chosen.")
 @click.option("--kv-precision", type=click.Choice(["f32", "f16", "u8", "u4"]), help="Of the cache.")
+@RUNTIME_OPTION
 @click.option("--limits/--no-limits", default=True, show_default=True, help="Measure what the machine can do at most.")
 @click.option("--rehearse", is_flag=True, help="Run the NPU's shapes on the CPU (with --device NPU).")
 @click.option("--json", "form", flag_value="json", help="Print everything, raw samples too.")
@@ -92,7 +96,7 @@ def bench() -> None:
 )
 def run(
     models: tuple[str, ...], devices: tuple[str, ...], form: str | None, out: Path | None, charts: Path | None,
-    context: int | None, kv_precision: str | None, rehearse: bool, force: bool, **options: Any,
+    context: int | None, kv_precision: str | None, rehearse: bool, runtime: Runtime, force: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Measure exported MODELs: a folder, or `pocket`.
 
@@ -111,7 +115,8 @@ def run(
             raise UsageError(f"there is no folder {path.parent}", hint="Make it first, or name another.")
     if out is not None and out.expanduser().exists() and not force:
         raise UsageError(f"{out} exists, and is not replaced", hint="Name another file, or add --force.")
-    arms = _arms(models, devices, context, kv_precision, rehearse)
+    itrex.told(runtime)
+    arms = _arms(models, devices, context, kv_precision, rehearse, runtime)
     wanted = running.Wanted(
         options["prompts"], options["new"], options["together"], options["turns"], options["rounds"], options["loads"],
         options["limits"] and not rehearse, options["minutes"] * 60,
@@ -137,8 +142,9 @@ def run(
 
 
 def _arms(
-    models: Sequence[str], named: Sequence[str], context: int | None, kv_precision: str | None, rehearse: bool
-) -> list[Arm]:
+    models: Sequence[str], named: Sequence[str], context: int | None, kv_precision: str | None, rehearse: bool,
+    runtime: Runtime = "openvino",
+) -> list[Arm]:  # fmt: skip
     """Every model on every device."""
     from edge.bench.run import Arm
     from edge.commands.named import exported, is_name
@@ -154,6 +160,11 @@ def _arms(
             raise UsageError(f"{asked} is not rehearsed, the NPU is", hint="Write --device NPU --rehearse.")
         for model in models:
             folder = exported(model, asked)
+            if runtime == "itrex":
+                of_itrex = itrex.settings_for(asked, context, kv_precision=kv_precision)
+                label = f"{model if is_name(model) else folder.resolve().name} by ITREX"
+                arms[model, "CPU"] = Arm(label, folder, of_itrex)
+                continue
             manifest = Manifest.read(folder)
             place = asked if rehearse else devices.resolve(asked, manifest=manifest)
             if kv_precision is not None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge.commands import loading
+from edge.commands.itrex import RUNTIME_OPTION
 from edge.commands.loading import DEVICE_OPTIONS
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def _sampling_options(command: Callable[..., Any], *, turns: bool = True) -> Cal
 @click.command()
 @click.argument("model", default="pocket")
 @_sampling_options
+@RUNTIME_OPTION
 def chat(model: str, system: str | None, stop: tuple[str, ...], **options: Any) -> None:
     """Talk to MODEL in the terminal, or answer once what is piped in.
 

@@ -64,6 +64,14 @@ WEIGHTS = ("int4", "int8", "bf16", "fp16")
     metavar="PATH[:SCALE]",
     help="Make a LoRA adapter part of the weights, for good; may be given several times. SCALE 1 is as it was trained.",
 )
+@click.option(
+    "--exporter",
+    type=click.Choice(("glm4-edge", "optimum")),
+    default="glm4-edge",
+    show_default=True,
+    help="Who makes the graph: this program, or optimum-intel, which traces it with PyTorch (the extra 'optimum'): "
+    "slower, to compare with.",
+)
 @click.option("--revision", help="Branch, tag or commit of a Hugging Face repository.")
 @click.option(
     "--dry-run",
@@ -79,6 +87,7 @@ def export(
     weights: str,
     calibration_text: Path | None,
     merge_lora: tuple[str, ...],
+    exporter: str,
     revision: str | None,
     dry_run: bool,
     force: bool,
@@ -106,6 +115,7 @@ def export(
       glm4-edge export ./checkpoint out --weights int4 --group-size 64 --sym
       glm4-edge export zai-org/glm-4-9b-chat-hf glm4-int4 --dry-run
       glm4-edge export zai-org/glm-4-9b-chat-hf glm4-mine --merge-lora ./output/checkpoint-3000
+      glm4-edge export pocket traced --exporter optimum
     """  # fmt: skip
     from edge.lora.asked import parse_all
     from edge.lora.config import Config
@@ -115,7 +125,14 @@ def export(
         raise UsageError("--merge-lora makes another model of it, which needs a place", hint="Name the folder OUT.")
     for asked in merge:
         Config.read(asked)  # before anything is fetched
+    if merge and exporter != "glm4-edge":
+        raise UsageError("only glm4-edge's own exporter merges adapters", hint="Leave --merge-lora or --exporter out.")
     if dry_run:
+        if exporter != "glm4-edge":
+            raise UsageError(
+                "a dry run foretells only what glm4-edge's own exporter takes",
+                hint="Leave --dry-run or --exporter out.",
+            )
         from edge.commands.dry_run import rehearse
 
         folder = (out or default_folder(model, target, weights)).expanduser()
@@ -127,7 +144,7 @@ def export(
         return
     folder, made, fresh = export_model(
         model, out, target=target, weights=weights, calibration_text=calibration_text, revision=revision,
-        overrides=overrides, force=force, merge=merge,
+        overrides=overrides, force=force, merge=merge, exporter=exporter,
     )  # fmt: skip
     if as_json:
         click.echo(json.dumps({"folder": str(folder), **made.model_dump(mode="json")}, indent=2))
@@ -142,20 +159,27 @@ def export(
 def export_model(
     model: str, out: Path | None, *, target: str, weights: str = "int4", revision: str | None = None,
     overrides: dict[str, Any] | None = None, calibration_text: Path | None = None,
-    force: bool = False, tell: Progress | None = None, merge: Sequence[Asked] = (),
+    force: bool = False, tell: Progress | None = None, merge: Sequence[Asked] = (), exporter: str = "glm4-edge",
 ) -> tuple[Path, Manifest, bool]:  # fmt: skip
     """Locate, plan and run an export; returns where the result lies, what it says of itself, and whether it is new.
 
     It is not where the same export is there already, unless `force`. Progress goes to `tell`; None: to standard error.
     """
-    from edge.export import pipeline
+    from edge import manifest
+    from edge.export import optimum, pipeline
     from edge.export.recipe import Recipe
     from edge.lora.adapter import Adapter, other_base
     from edge.lora.merged import Merged
     from edge.model import hub
     from edge.model.spec import GlmSpec
 
-    out = (out or default_folder(model, target, weights)).expanduser()
+    traced = exporter == manifest.OPTIMUM
+    if traced:
+        optimum.require()
+    if out is None:
+        out = default_folder(model, target, weights)
+        out = out.with_name(f"{out.name}-optimum") if traced else out  # chat is to find ours
+    out = out.expanduser()
     pipeline.check_output(out)
 
     def make_recipe(spec: GlmSpec) -> Recipe:
@@ -163,7 +187,7 @@ def export_model(
 
     def check(folder: Path) -> None:
         spec = GlmSpec.from_folder(folder)
-        pipeline.check_recipe(make_recipe(spec), spec, target, out)
+        pipeline.check_recipe(make_recipe(spec), spec, target, out, exporter)
         pipeline.user_text(make_recipe(spec), calibration_text)
         for asked in merge:
             Adapter.read(asked, spec)
@@ -171,8 +195,9 @@ def export_model(
     with without_torch(), progress_lines() if tell is None else nullcontext(tell) as progress:
         located = hub.locate(model, revision=revision, progress=progress, check=check)
         job = pipeline.prepare(
-            located, out, target=target, make_recipe=make_recipe, calibration_text=calibration_text, merge=merge
-        )
+            located, out, target=target, make_recipe=make_recipe, calibration_text=calibration_text, merge=merge,
+            exporter=exporter,
+        )  # fmt: skip
         for adapter in job.checkpoint.adapters if isinstance(job.checkpoint, Merged) else ():
             remark = other_base(adapter.config, located.name)
             if remark:
@@ -181,12 +206,11 @@ def export_model(
         if made is not None:
             say(f"This export is in {out} already, made on {made.created[:10]}; --force makes it again.")
             return out, made, False
-        pipeline.check_machine(job.checkpoint.spec, job.recipe, out)
+        pipeline.check_machine(job.checkpoint.spec, job.recipe, out, exporter)
         if is_exported(out):
             from edge.errors import OutputError
-            from edge.manifest import Manifest
 
-            earlier = Manifest.read(out)
+            earlier = manifest.Manifest.read(out)
             if earlier.target != target and not force:
                 raise OutputError(
                     f"{out} holds {earlier.source.model} exported for {earlier.target}, not for {target}",

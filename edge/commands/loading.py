@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edge.commands import itrex
 from edge.commands.export import default_folder, export_model, is_exported
 from edge.commands.named import is_name, target_for
 from edge.errors import ModelError, UsageError
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from edge.lora.asked import Loras
     from edge.runtime.context import Policy
     from edge.runtime.guarded import Guarded
-    from edge.runtime.settings import Settings, Sparse
+    from edge.runtime.settings import Runtime, Settings, Sparse
 
 Remark = Callable[[str], None]
 _NAMES = (
@@ -93,7 +94,7 @@ class Wanted:
 def look(
     model: str, *, read: Callable[[], str | None], device: str, no_fallback: bool, rehearse: bool, context: int | None,
     kv_precision: str | None, sparse: Sparse | None, evict_beyond: int | None, prompt_lookup: bool, yes: bool,
-    lora: Sequence[str] = (), per_request: bool = False,
+    lora: Sequence[str] = (), per_request: bool = False, runtime: Runtime = "openvino",
 ) -> Wanted:  # fmt: skip
     """Refuse what cannot be, read the piped prompt if there is one, and export a model that is not exported yet.
 
@@ -110,6 +111,17 @@ def look(
     from edge.runtime.pipelines import check_lookup
     from edge.runtime.settings import Settings
 
+    if runtime == "itrex":
+        if lora:
+            raise UsageError("ITREX takes no adapters", hint="Leave --lora or --runtime itrex out.")
+        of_itrex = itrex.settings_for(
+            device, context, kv_precision=kv_precision, sparse=sparse, evict_beyond=evict_beyond,
+            prompt_lookup=prompt_lookup, rehearse=rehearse,
+        )  # fmt: skip
+        check_model(model)
+        prompt = read()
+        folder = _exported(model, "CPU", yes=yes, interactive=sys.stdin.isatty())
+        return Wanted(folder, of_itrex, False, prompt)
     named = devices.parse(device)
     if rehearse and named != "NPU":
         raise UsageError(f"{named} is not rehearsed, the NPU is", hint="Write --device NPU --rehearse.")
@@ -195,6 +207,10 @@ def load(wanted: Wanted, *, overflow: Policy, remark: Remark = say) -> Guarded:
     from edge.runtime import remote
 
     settings = wanted.settings
+    if settings.runtime == "itrex":
+        itrex.told("itrex")
+        with progress_lines() as progress:
+            return itrex.opened(wanted.folder, settings, overflow, progress)
     with remote.prepared(), progress_lines() as progress:
         from edge.runtime.guarding import open_guarded  # while the process that was prepared imports its own
 

@@ -6,11 +6,16 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from edge.commands import itrex
+from edge.commands.itrex import RUNTIME_OPTION
 from edge.report import progress_lines
+
+if TYPE_CHECKING:
+    from edge.runtime.settings import Runtime
 
 _GATES = {
     "--max-kl": "Fail if the mean KL divergence to the checkpoint, in nats, is above.",
@@ -44,9 +49,12 @@ def _gates(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.argument("model")
 @click.argument("reference", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--device", default="CPU", show_default=True, help="CPU, GPU, GPU.n, HETERO:A,B or AUTO.")
+@RUNTIME_OPTION
 @_gates
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON, those of each prompt too.")
-def parity(model: str, reference: Path, device: str, as_json: bool, **bounds: float | None) -> None:
+def parity(
+    model: str, reference: Path, device: str, runtime: Runtime, as_json: bool, **bounds: float | None
+) -> None:  # fmt: skip
     """Run the exported MODEL over the prompts and answers of REFERENCE, and say how far it is from them.
 
     REFERENCE is what `glm4-edge reference` made of the same checkpoint, on whatever machine. Shown are, by length of
@@ -68,9 +76,12 @@ def parity(model: str, reference: Path, device: str, as_json: bool, **bounds: fl
     from edge.runtime.refstore import Reference
 
     folder = exported(model, device)
+    if runtime == "itrex":
+        itrex.settings_for(device, None)
     stored = Reference.read(reference.expanduser())
+    itrex.told(runtime)
     with progress_lines() as progress:
-        found = runs.compare(folder, stored, device, progress)
+        found = runs.compare(folder, stored, device, progress, runtime=runtime)
     failed = runs.failures(found.groups["all"], {_option(name): value for name, value in bounds.items()})
     if as_json:
         about = stored.about.model_dump(mode="json", exclude={"entries"})

@@ -85,6 +85,8 @@ def _make(
     """The rooms meet here: the model's facts and digests go in, the runtime's numbers come out."""
     from edge.errors import MissingExtraError
 
+    # One that was built for another PyTorch, as PyPI's beside a CPU PyTorch, would keep transformers from loading.
+    sys.modules.setdefault("torchvision", None)  # type: ignore[arg-type]  # Python's way to say "not importable"
     try:
         from edge.runtime import reference as runs  # first: transformers looks for PyTorch once
     except ModuleNotFoundError as error:

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,11 +52,13 @@ def compress(
     progress: Progress,
     part: bool = False,
     share: float | None = None,
+    feeds: Sequence[dict[str, Any]] | None = None,
 ) -> ov.Model:
     """The model with its weights in the recipe's format; the given model may be changed on the way.
 
     Args:
         calibration: what was seen over calibration text, for recipes that need it (`Recipe.needs_calibration`).
+        feeds: or inputs of the whole model, which NNCF runs over them for that.
         progress: called with the stage, how far it is, and how far it goes (0: unknown).
         part: `model` is one layer of a larger one: its last matrix is no head, and gets 4 bits, too.
         share: of this part's weights that get 4 bits, where it is not the recipe's ratio.
@@ -68,7 +70,7 @@ def compress(
         return model
     if recipe.weights == "fp16":
         return _to_fp16(model)
-    if recipe.needs_calibration and not calibration:
+    if recipe.needs_calibration and not calibration and not feeds:
         raise RecipeError(
             "the recipe chooses by calibration, and there is no calibration text", hint="Use a recipe without it."
         )
@@ -89,14 +91,18 @@ def compress(
     )
     options: dict[str, Any] = {}
     with _quiet(progress), _few_rows_at_a_time(), tempfile.TemporaryDirectory() as scratch:
-        if calibration is not None and recipe.needs_calibration:
-            count = len(next(iter(calibration.samples.values())))
-            advanced.statistics_path = _write_statistics(calibration, Path(scratch) / "statistics")
+        if recipe.needs_calibration:
+            seen: list[Any] = (
+                [None] if feeds is None else list(feeds)
+            )  # None: NNCF asks for a dataset, but looks only at the statistics
+            count = len(seen)
+            if calibration is not None:
+                count = len(next(iter(calibration.samples.values())))
+                advanced.statistics_path = _write_statistics(calibration, Path(scratch) / "statistics")
             advanced.scale_estimation_params = AdvancedScaleEstimationParameters(
                 subset_size=count, initial_steps=_STEPS, scale_steps=_STEPS
             )
-            # NNCF asks for a dataset, but looks only at the statistics.
-            options |= {"dataset": nncf.Dataset([None]), "subset_size": count}
+            options |= {"dataset": nncf.Dataset(seen), "subset_size": count}
             if ratio < 1:
                 # It finds the matrices that see outliers; of NNCF's five it was the best on the pocket model.
                 options["sensitivity_metric"] = nncf.SensitivityMetric.MAX_ACTIVATION_VARIANCE

@@ -17,7 +17,7 @@ from typing import Any
 
 from edge import manifest, precise
 from edge.errors import ModelError, OutputError, RecipeError, VerificationError
-from edge.export import streaming, verify, verify_ir, verify_parts, verify_text
+from edge.export import companions, optimum, streaming, verify, verify_ir, verify_parts, verify_text
 from edge.export.calibration import UserText, calibration_samples
 from edge.export.digests import Digests
 from edge.export.forecast import check_memory
@@ -35,12 +35,8 @@ from edge.messages import Progress
 from edge.model import tokenizer as tokenizers
 from edge.model.checkpoint import Checkpoint
 from edge.model.hub import Located
-from edge.model.layouts import glm_config
-from edge.model.spec import GlmSpec, read_json
+from edge.model.spec import GlmSpec
 
-# Kept beside the IR so that the folder also serves transformers, optimum-intel and GenAI.
-_COMPANIONS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
-               "special_tokens_map.json", "chat_template.jinja")  # fmt: skip
 _PARTS, _SPENT = "parts", "parts-spent"
 _FULL_BYTES = 64_000_000  # a write of OpenVINO's that fails with less than this left failed for want of it
 _WORTH_KEEPING = 1_000_000_000  # parameters; about half a minute of work
@@ -59,6 +55,8 @@ class Job:
     stop_ids: list[int]
     calibration_text: UserText | None
     """None: the text shipped, where the recipe needs one."""
+    exporter: str = manifest.OURS
+    """One of `manifest.EXPORTERS`."""
 
 
 def plan(
@@ -80,7 +78,7 @@ def plan(
 
 def prepare(
     located: Located, out: Path, *, target: str, make_recipe: Callable[[Any], Recipe],
-    calibration_text: Path | None = None, merge: Sequence[Asked] = (),
+    calibration_text: Path | None = None, merge: Sequence[Asked] = (), exporter: str = manifest.OURS,
 ) -> Job:  # fmt: skip
     """`plan` without a look at the machine.
 
@@ -98,7 +96,7 @@ def prepare(
     check_dtype(recipe, checkpoint.weight("model.embed_tokens.weight").dtype)
     stop_ids = tokenizers.stop_ids(located.folder, checkpoint.spec)
     tokenizers.require(located.folder)
-    return Job(located, checkpoint, recipe, target, out, stop_ids, text)
+    return Job(located, checkpoint, recipe, target, out, stop_ids, text, exporter)
 
 
 def user_text(recipe: Recipe, path: Path | None) -> UserText | None:
@@ -115,7 +113,7 @@ def user_text(recipe: Recipe, path: Path | None) -> UserText | None:
     return None if path is None else UserText.read(path)
 
 
-def check_recipe(recipe: Recipe, spec: GlmSpec, target: str, out: Path) -> None:
+def check_recipe(recipe: Recipe, spec: GlmSpec, target: str, out: Path, exporter: str = manifest.OURS) -> None:
     """What config.json alone can tell: called before a download, too.
 
     Raises:
@@ -124,11 +122,14 @@ def check_recipe(recipe: Recipe, spec: GlmSpec, target: str, out: Path) -> None:
         ResourceError: it would not fit this machine's memory.
     """
     recipe.check(spec, target)
-    check_machine(spec, recipe, out)
+    check_machine(spec, recipe, out, exporter)
 
 
-def check_machine(spec: GlmSpec, recipe: Recipe, out: Path) -> None:
+def check_machine(spec: GlmSpec, recipe: Recipe, out: Path, exporter: str = manifest.OURS) -> None:
     """Refuse an export for which this machine has too little disk or memory."""
+    if exporter == manifest.OPTIMUM:
+        optimum.check_machine(spec, recipe, out)
+        return
     check_room(out, room_bytes(spec, recipe), f"the export to {out}")
     check_memory(spec, recipe)
 
@@ -171,8 +172,9 @@ def earlier(job: Job, progress: Progress) -> manifest.Manifest | None:
     except ModelError:
         return None
     whole = all((job.out / name).is_file() for name in made.bytes)
-    same = (made.target, made.recipe, made.stop_ids) == (job.target, job.recipe.to_dict(), job.stop_ids)
-    if not (whole and same and all(made.versions.get(name) == now for name, now in _versions().items())):
+    theirs = (made.exporter, made.target, made.recipe, made.stop_ids)
+    same = theirs == (job.exporter, job.target, job.recipe.to_dict(), job.stop_ids)
+    if not (whole and same and all(made.versions.get(name) == now for name, now in _versions(job).items())):
         return None
     progress("comparing the checkpoint with the export that is there", 0, 0)
     with Digests(job.checkpoint.files()) as digests:
@@ -218,14 +220,18 @@ def _run(job: Job, digests: Digests, progress: Progress) -> manifest.Manifest:
         graph, reference = verify.check_graph(checkpoint, proof_ids)
         keep(graph)
         model_file = work / manifest.MODEL_FILE
-        store = Store(work / _PARTS, model_file.with_suffix(".bin"))
-        make_layer = None if samples is None else Layerwise(checkpoint, recipe, samples, store, progress).make_layer
-        streaming.write_model(
-            checkpoint, recipe, store, model_file, progress, make_layer=make_layer, done_with=digests.done_with
-        )
-        precise.mark(model_file)
-        _write_companions(job, work, tokenizer)
-        for check in _prove(job, work, tokenizer, reference, proof_ids, progress):
+        if job.exporter == manifest.OPTIMUM:
+            optimum.write_model(checkpoint, recipe, model_file, progress, samples=samples)
+        else:
+            store = Store(work / _PARTS, model_file.with_suffix(".bin"))
+            make_layer = None if samples is None else Layerwise(checkpoint, recipe, samples, store, progress).make_layer
+            streaming.write_model(
+                checkpoint, recipe, store, model_file, progress, make_layer=make_layer, done_with=digests.done_with
+            )
+            precise.mark(model_file)
+        companions.write(job.located.folder, work, tokenizer, spec.model_type, job.stop_ids)
+        prove = _prove if job.exporter == manifest.OURS else _prove_traced
+        for check in prove(job, work, tokenizer, reference, proof_ids, progress):
             keep(check)
         result = _manifest(job, work, checks, tokenizer, digests.result())
         result.write(work)
@@ -259,6 +265,30 @@ def _prove(
         yield rehearse(model_file, proof_ids)
 
 
+def _prove_traced(
+    job: Job, work: Path, tokenizer: Any, reference: Any, proof_ids: list[int], progress: Progress
+) -> Iterator[manifest.Check]:
+    """What can be proved of optimum-intel's graph: all but norms and biases by name, and golden logits.
+
+    That its rotary embeddings do not fuse is a warning.
+    """
+    spec, model_file = job.checkpoint.spec, work / manifest.MODEL_FILE
+    progress("proving the result", 0, 0)
+    yield verify_text.check_template(work, tokenizer)
+    yield verify_text.check_stop_ids(work, tokenizer, job.stop_ids)
+    yield verify_ir.check_weights(model_file, job.recipe)
+    yield verify_ir.check_fusions(model_file, ours=False)
+    yield verify_ir.check_lengths(model_file, spec.vocab_size, spec.context_length)
+    yield verify_parts.check_rows(model_file, job.checkpoint, ours=False)
+    if reference is None:
+        yield verify_parts.check_parts(model_file, job.checkpoint)
+    else:
+        yield verify.check_compression(model_file, reference, proof_ids)
+    if job.target == "npu" and spec.parameter_count() < SMALL:
+        progress("rehearsing the NPU", 0, 0)
+        yield rehearse(model_file, proof_ids)
+
+
 def _keep_only_parts(work: Path) -> None:
     """Of what an interrupted export left, all is made again except the parts and their weights."""
     weights = Path(manifest.MODEL_FILE).with_suffix(".bin").name
@@ -286,7 +316,7 @@ def _key(job: Job) -> str | None:
     None where starting again costs less than what would be left lying about.
     """
     spec = job.checkpoint.spec
-    if spec.parameter_count() < _WORTH_KEEPING:
+    if spec.parameter_count() < _WORTH_KEEPING or job.exporter == manifest.OPTIMUM:
         return None
     shards = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in job.checkpoint.shards]
     versions = {name: importlib.metadata.version(name) for name in ("glm4-edge", "openvino", "nncf")}
@@ -301,37 +331,16 @@ def _other_digests(job: Job) -> dict[str, str]:
     return told | (checkpoint.digests() if isinstance(checkpoint, Merged) else {})
 
 
-def _write_companions(job: Job, work: Path, tokenizer: Any) -> None:
-    """What transformers, optimum-intel and GenAI read beside the IR, in the `glm` layout."""
-    source = job.located.folder
-    for name in _COMPANIONS:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, work / name)
-    chatglm = job.checkpoint.spec.model_type == "chatglm"  # whose files would ask for remote code
-    if chatglm or not (work / "tokenizer.json").is_file():
-        tokenizers.save(tokenizer, work)
-    if chatglm:
-        config = {"architectures": ["GlmForCausalLM"], "model_type": "glm"}
-        config |= glm_config(read_json(source / "config.json"), str(source))
-        _write_json(work / "config.json", config)
-    path = work / "generation_config.json"
-    generation = read_json(path) if path.is_file() else {}
-    _write_json(path, {**generation, "eos_token_id": job.stop_ids})
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
-
-
-def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in ("glm4-edge", *_PACKAGES)}
+def _versions(job: Job) -> dict[str, str]:
+    more = optimum.versions() if job.exporter == manifest.OPTIMUM else {}
+    return {name: importlib.metadata.version(name) for name in ("glm4-edge", *_PACKAGES)} | more
 
 
 def _manifest(
     job: Job, work: Path, checks: list[manifest.Check], tokenizer: Any, digests: dict[str, str]
 ) -> manifest.Manifest:
     spec = job.checkpoint.spec
-    versions = _versions()
+    versions = _versions(job)
     versions["python"] = sys.version.split()[0]
     return manifest.Manifest(
         format=manifest.FORMAT,
@@ -362,5 +371,6 @@ def _manifest(
             if path.is_file() and path.name != PARTIAL_KEY
         },
         checks=checks,
+        exporter=job.exporter,
         sha256=manifest.digests(work),
     )

@@ -48,6 +48,7 @@ class Engine:
         self._defaults = opened.defaults
         self._stop_ids = frozenset(manifest.stop_ids)
         self._together = opened.together
+        self._log_probs = opened.log_probs
         self._turn: Turn = threading.Lock() if opened.together == 1 else threading.Semaphore(opened.together)
         self._running = Running()
         self._written_by: dict[int, bytes] | None = None
@@ -180,7 +181,7 @@ class Engine:
         self._open_tokenizer()
         # The checkpoint's own penalty would choose another token than the likeliest.
         config = self._config(Sampling(temperature=0, repetition_penalty=1.0), self._room(len(token_ids), 1))
-        if self._together > 1:
+        if self._log_probs:
             config.echo, config.logprobs = True, 1
         try:
             with self._turn_held():
@@ -312,7 +313,7 @@ class Engine:
             if value is not None:
                 setattr(config, name, value)
         if sampling.log_probs:
-            if self._together == 1:
+            if not self._log_probs:
                 raise UsageError(
                     f"log-probabilities are not to be had on {self.device}", hint="Ask without them, or use the CPU."
                 )

@@ -104,7 +104,7 @@ def gives_up(settings: Settings, *, loaded: bool) -> bool:
 def label(settings: Settings) -> str:
     """The way in a few words, such as "GPU with all in f32"."""
     place = "NPU's shapes on the CPU" if settings.rehearse else settings.device
-    return place + WORDS[settings.precision]
+    return place + (" by ITREX" if settings.runtime == "itrex" else "") + WORDS[settings.precision]
 
 
 def _devices(

@@ -10,6 +10,7 @@ The model is compiled with the properties that chat runs it with, and read throu
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,14 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.errors import DeviceError, ModelError, VerificationError
-from edge.infer import core, infer
-from edge.manifest import MODEL_FILE, Manifest
+from edge.infer import infer
+from edge.manifest import Manifest
 from edge.messages import Progress
-from edge.runtime import devices
+from edge.runtime import devices, itrex, readout
 from edge.runtime import trial as trials
 from edge.runtime.choices import Choices
 from edge.runtime.refstore import Entry, Positions, Reference
-from edge.runtime.settings import Settings
+from edge.runtime.settings import Runtime, Settings
 
 _PIECE = 128  # tokens of a prompt read at once: 155 MB of probabilities, with GLM-4's vocabulary
 _TOP = 5
@@ -141,12 +142,14 @@ def compare(
     device: str,
     progress: Progress = lambda stage, done, total: None,
     trial: Callable[..., trials.Outcome] = trials.run,
+    runtime: Runtime = "openvino",
 ) -> Parity:
     """Run an exported model over a reference's prompts and answers.
 
     Args:
         device: CPU, GPU, GPU.n, HETERO:GPU,CPU or AUTO.
         trial: see `trial.run`.
+        runtime: see `Settings`; ITREX runs on the CPU whatever the device.
 
     Raises:
         ModelError: the folder holds no model, or the reference is another model's.
@@ -155,7 +158,7 @@ def compare(
     """
     manifest = Manifest.read(folder)
     check_same_model(manifest, reference, folder)
-    resolved = Choices().resolved(device, folder)
+    resolved = "CPU" if runtime == "itrex" else Choices().resolved(device, folder)
     if "NPU" in devices.members(resolved):
         raise DeviceError(
             "the NPU gives the logits of a prompt's last token only, and this comparison needs all of them",
@@ -165,23 +168,30 @@ def compare(
         outcome = trial(folder, Settings(resolved), task="parity", progress=progress)
         if outcome.error is not None:
             raise outcome.error
-    progress(f"loading on {resolved}", 0, 0)
-    properties = _properties(resolved, manifest)
-    request = _request(folder, resolved, properties)
     total = sum(len(positions.log_sum_exp) for positions in reference.positions)
     compared: list[Compared] = []
     done = 0
 
-    def run(tokens: NDArray[np.int64], past: int) -> NDArray[np.float32]:
-        nonlocal done
-        progress(f"comparing on {resolved}", done, total)
-        logits = infer(request, tokens, past)
-        done += len(tokens)
-        return logits
+    with contextlib.ExitStack() as ending:
+        properties: dict[str, Any]
+        read: readout.Read
+        if runtime == "itrex":
+            reader = ending.enter_context(itrex.Reader(itrex.load(folder, manifest, progress)))
+            read, resolved, properties = reader.read, "CPU by ITREX", {}
+        else:
+            progress(f"loading on {resolved}", 0, 0)
+            properties = _properties(resolved, manifest)
+            read = readout.reader(readout.request(folder, resolved, properties))
 
-    for entry, positions in zip(reference.about.entries, reference.positions, strict=True):
-        request.reset_state()
-        compared.append(compare_prompt(entry, positions, run))
+        def run(tokens: NDArray[np.int64], past: int) -> NDArray[np.float32]:
+            nonlocal done
+            progress(f"comparing on {resolved}", done, total)
+            found = read(tokens, past)
+            done += len(tokens)
+            return found
+
+        for entry, positions in zip(reference.about.entries, reference.positions, strict=True):
+            compared.append(compare_prompt(entry, positions, run))
     return Parity(resolved, properties, _grouped(compared), compared)
 
 
@@ -192,23 +202,12 @@ def try_out(folder: Path, device: str) -> None:
         ModelError: the folder holds no model.
         DeviceError: the device does not take the model.
     """
-    request = _request(folder, device, _properties(device, Manifest.read(folder)))
+    request = readout.request(folder, device, _properties(device, Manifest.read(folder)))
     infer(request, np.zeros(1, np.int64), 0)
 
 
 def _properties(device: str, manifest: Manifest) -> dict[str, Any]:
     return {name: value for name, value in devices.default_properties(device, manifest).items() if value is not None}
-
-
-def _request(folder: Path, device: str, properties: dict[str, Any]) -> Any:
-    try:
-        compiled = core().compile_model(core().read_model(folder / MODEL_FILE), device, properties)
-        return compiled.create_infer_request()
-    except RuntimeError as error:
-        raise DeviceError(
-            f"{device} cannot load {folder}: {str(error).strip().splitlines()[-1]}",
-            hint="Export the model again, or choose another device.",
-        ) from error
 
 
 def check_same_model(manifest: Manifest, reference: Reference, folder: Path) -> None:

@@ -17,6 +17,7 @@ from edge.files import home
 from edge.grammar import Amid, Anything, Grammar, InTurn, JsonOf, Literally, Matching, OneOf, Several
 from edge.lora.asked import Loras
 from edge.manifest import Manifest
+from edge.messages import Progress
 from edge.npu import npu_properties
 from edge.runtime import devices, tuned
 from edge.runtime.batching import Batching
@@ -72,6 +73,8 @@ class Opened:
     """Of a prompt that are read between two looks at whether to go on; 0: that is not known, nor what is kept of it."""
     guesses: tuple[int, int] = (0, 0)
     """`num_assistant_tokens` and `max_ngram_size` that every request has to have."""
+    log_probs: bool = False
+    """Whether it tells log-probabilities, the prompt's too."""
     tuned: str = ""
     """What of that `glm4-edge tune` found, in words."""
 
@@ -85,6 +88,8 @@ def import_all() -> None:
 
 def open_pipeline(folder: Path, settings: Settings, manifest: Manifest, loras: Loras = _NONE) -> Opened:
     """Load the model; what goes wrong is raised as OpenVINO says it."""
+    if settings.runtime == "itrex":
+        return open_itrex(folder, settings, manifest)
     import openvino_genai
 
     if loras.per_request:
@@ -134,7 +139,37 @@ def open_pipeline(folder: Path, settings: Settings, manifest: Manifest, loras: L
         pipeline, _tensor, _outcome, settings.device, room=room, block=block, guessed=guesses[0], switch=switch
     )
     said = "" if found is None else found.said
-    return Opened(pipeline, backend, context, defaults, None, TOGETHER, step, guesses, said)
+    return Opened(pipeline, backend, context, defaults, None, TOGETHER, step, guesses, log_probs=True, tuned=said)
+
+
+def open_itrex(
+    folder: Path, settings: Settings, manifest: Manifest, progress: Progress = lambda stage, done, total: None
+) -> Opened:
+    """The same model run by ITREX; of GenAI there are only the tokenizer and the defaults.
+
+    Raises:
+        EdgeError: ITREX is not set up, does not run this model, or failed.
+    """
+    import openvino_genai
+
+    from edge.runtime import itrex
+
+    tokenizer = openvino_genai.Tokenizer(str(folder))
+    own = folder / "generation_config.json"
+    defaults = functools.partial(openvino_genai.GenerationConfig, *([str(own)] if own.is_file() else []))
+    context = min(manifest.architecture.context_length, settings.context or 2**31)
+    backend = itrex.ItrexBackend(itrex.load(folder, manifest, progress))
+    return Opened(_Words(tokenizer), backend, context, defaults, log_probs=True)
+
+
+@dataclass(frozen=True)
+class _Words:
+    """Of a pipeline what is left where another runtime computes."""
+
+    tokenizer: Any
+
+    def get_tokenizer(self) -> Any:
+        return self.tokenizer
 
 
 class Chosen:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 Precision = Literal["chosen", "guilty nodes", "f32"]
 """Which arithmetic: as `properties` and the plugin have it, the nodes that overflow f16 in f32, or all in f32."""
+Runtime = Literal["openvino", "itrex"]
 Sparse = Literal["trishape", "xattention"]
 
 
@@ -29,6 +30,7 @@ class Settings:
             once (CPU and GPU): faster where an answer repeats what it has read.
         step_tokens: of a prompt that are read at once (CPU and GPU); None: what was found best or, for want of that,
             `plan.STEP_TOKENS`.
+        runtime: what runs it: OpenVINO, or intel-extension-for-transformers (device CPU alone).
         tuned: take what `glm4-edge tune` found best here, where something else is not said.
     """
 
@@ -43,3 +45,4 @@ class Settings:
     prompt_lookup: bool = False
     step_tokens: int | None = None
     tuned: bool = True
+    runtime: Runtime = "openvino"

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import mmap
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -54,3 +56,17 @@ def test_own_work_is_not_elsewhere() -> None:
         sum(range(1000))
     share = elsewhere.share()
     assert share is None or 0 <= share <= 1
+
+
+def test_the_memory_of_a_process_below_counts_where_it_is_asked_for() -> None:
+    script = "held = bytearray(b'x' * 200_000_000); print(len(held), flush=True); input()"
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child, MemoryWatch() as watch:
+        assert child.stdout is not None and child.stdout.readline()
+        before = watch.resident
+        watch.with_children()
+        time.sleep(0.5)
+        assert watch.resident > before + 150_000_000
+        child.communicate(b"\n")
+        time.sleep(0.3)  # it is gone, and that is no fault
+    assert watch.resident > before + 150_000_000

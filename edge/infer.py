@@ -29,7 +29,8 @@ def infer(compiled: Any, token_ids: NDArray[np.int64], past: int) -> NDArray[np.
 
     `compiled` is a compiled model or, to keep its cache between calls, an infer request.
     """
-    return infer_rows(compiled, token_ids[None], past)[0]
+    logits: NDArray[np.float32] = infer_rows(compiled, token_ids[None], past)[0]
+    return logits
 
 
 def infer_rows(

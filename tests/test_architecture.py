@@ -24,12 +24,13 @@ ARROWS = {
     "tools": set(),
     "runtime": {"tools"},
     "bench": {"runtime"},
+    "quality": {"runtime", "bench"},
     "documents": set(),
     "server": {"runtime", "tools", "documents"},
     "batch": {"server", "runtime"},
     "ui": {"runtime", "documents", "tools"},
     "report": set(),
-    "cli": {"model", "export", "runtime", "tools", "ui", "report", "documents", "server", "batch", "bench"},
+    "cli": {"model", "export", "runtime", "tools", "ui", "report", "documents", "server", "batch", "bench", "quality"},
 }
 # heavy package → the only files that may import it
 ONLY = {
@@ -39,7 +40,8 @@ ONLY = {
     "openvino_telemetry": set(),
     "torch": {"runtime/reference.py", "runtime/greedy.py"},  # the extra "reference"
     "gradio": {f"ui/web/{name}.py" for name in ("serving", "page", "controls", "compare")},
-    "matplotlib": {"bench/plot.py"},
+    "matplotlib": {"bench/plot.py", "quality/plot.py"},
+    "lm_eval": {"quality/adapter.py", "quality/harness.py"},  # the extra "eval"
     "pypdf": {"documents/pdf.py"},
     "docx": {"documents/office.py"},
     "pptx": {"documents/office.py"},

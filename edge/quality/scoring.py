@@ -114,9 +114,7 @@ class Scorer:
             found |= score_group(group, asked, self._run)
         return [found[place] for place in range(len(asked))]
 
-    def _run(
-        self, tokens: NDArray[np.int64], past: int, rows: NDArray[np.int32] | None
-    ) -> NDArray[np.float32]:
+    def _run(self, tokens: NDArray[np.int64], past: int, rows: NDArray[np.int32] | None) -> NDArray[np.float32]:
         return infer_rows(self._request, tokens, past, rows)
 
 

@@ -23,9 +23,7 @@ class Fake:
         self.read: list[tuple[int, ...]] = [()]
         self.tokens = 0
 
-    def __call__(
-        self, tokens: NDArray[np.int64], past: int, rows: NDArray[np.int32] | None
-    ) -> NDArray[np.float32]:
+    def __call__(self, tokens: NDArray[np.int64], past: int, rows: NDArray[np.int32] | None) -> NDArray[np.float32]:
         before = [self.read[place] for place in rows] if rows is not None else self.read
         if past == 0:
             before = [()] * len(tokens)

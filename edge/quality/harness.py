@@ -22,11 +22,13 @@ _SEED = 1234  # of the choice of examples: lm-eval's own
 
 
 def require(protocols: Sequence[Protocol] = ()) -> None:
-    """Find out early whether what the tasks need is there.
+    """Find out early whether what the tasks need is there; and keep its progress bars away, which ours replaces.
 
     Raises:
         MissingExtraError: it is not.
     """
+    os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     for module in ("lm_eval", *(name for each in protocols for name in each.needs)):
         if importlib.util.find_spec(module) is None:
             raise MissingExtraError(module, "eval")
@@ -124,16 +126,13 @@ def _members(part: str, told: Mapping[str, Any]) -> list[str]:
 
 @contextmanager
 def _quiet(run_code: bool) -> Iterator[None]:
-    """Warnings alone, no progress bars beside ours; and the second switch that running code has."""
+    """Errors alone; and the second switch that running code has."""
     loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval", "datasets")]
     before = [logger.level for logger in loggers]
-    kept = {
-        name: os.environ.get(name)
-        for name in ("HF_ALLOW_CODE_EVAL", "TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS")
-    }
-    os.environ |= {"TQDM_DISABLE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+    switch = "HF_ALLOW_CODE_EVAL"
+    kept = os.environ.get(switch)
     if run_code:
-        os.environ["HF_ALLOW_CODE_EVAL"] = "1"
+        os.environ[switch] = "1"
     try:
         for logger in loggers:
             logger.setLevel(logging.ERROR)
@@ -141,8 +140,7 @@ def _quiet(run_code: bool) -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, before, strict=True):
             logger.setLevel(level)
-        for name, value in kept.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        if kept is None:
+            os.environ.pop(switch, None)
+        else:
+            os.environ[switch] = kept

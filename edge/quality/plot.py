@@ -11,6 +11,7 @@ from edge.quality import show
 from edge.quality.record import Model, Needles, Record
 
 _SMALLEST = 1e-6  # nats; below is rounding
+_INK = "#1f2933"
 
 
 def charts(record: Record) -> dict[str, bytes]:
@@ -73,7 +74,7 @@ def _kl(models: Sequence[Model]) -> bytes:
     axes.set_xlim(1, 0.5 / longest)
     axes.xaxis.set_major_formatter(lambda value, at: f"{100 * value:g} %")
     axes.yaxis.set_major_formatter(lambda value, at: f"{value:g}")
-    axes.plot([], [], color="#1f2933", linewidth=0.8, linestyle=":", label="mean")
+    axes.plot([], [], color=_INK, linewidth=0.8, linestyle=":", label="mean")
     return png(figure, axes)
 
 
@@ -114,26 +115,31 @@ def _heat_map(found: Needles, name: str) -> bytes:
     size = (wide * len(languages) + 0.8, 0.5 * len(depths) + 1.9)
     figure = Figure(figsize=size, dpi=120, layout="constrained")
     panels = figure.subplots(1, len(languages), squeeze=False)[0]
-    figure.suptitle(f"Needles in haystacks, {name}", color="#1f2933", fontsize=12, x=0.01, ha="left")
+    figure.suptitle(f"Needles in haystacks, {name}", color=_INK, fontsize=12, x=0.01, ha="left")
     image: Any = None
     for axes, language in zip(panels, languages, strict=True):
         values = [[show.share(found, depth, length, language) for length in lengths] for depth in depths]
         grid = np.array([[np.nan if each is None else each for each in row] for row in values], float)
-        image = axes.imshow(grid, cmap="RdYlGn", vmin=0, vmax=1, aspect="auto")
-        axes.set_title({"en": "English", "zh": "Chinese"}.get(language, language), fontsize=10, color="#1f2933")
+        image = axes.imshow(grid, cmap=_colours(), vmin=0, vmax=1, aspect="auto")
+        axes.set_title({"en": "English", "zh": "Chinese"}.get(language, language), fontsize=10, color=_INK)
         axes.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths], fontsize=8)
         axes.set_yticks(range(len(depths)), [f"{depth:.0%}" for depth in depths], fontsize=8)
         axes.set_xlabel("tokens of the prompt", fontsize=9)
         for row, column in np.ndindex(*grid.shape):
             if not np.isnan(grid[row, column]):
-                axes.text(
-                    column, row, f"{grid[row, column]:.0%}", ha="center", va="center", fontsize=8, color="#1f2933"
-                )
+                axes.text(column, row, f"{grid[row, column]:.0%}", ha="center", va="center", fontsize=8, color=_INK)
     panels[0].set_ylabel("depth of the needle", fontsize=9)
     bar = figure.colorbar(image, ax=list(panels), shrink=0.9)
-    bar.set_ticks([0, 0.5, 1], labels=["0 %", "50 %", "found"])
+    bar.set_ticks([0, 0.5, 1], labels=["lost", "half", "found"])
     bar.ax.tick_params(labelsize=8)
     return _saved(figure)
+
+
+def _colours() -> Any:
+    """From lost to found, told apart without red and green, and light enough for what is written on them."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("found", ["#f2a07b", "#f7f3e8", "#8fc1e3"])
 
 
 def _saved(figure: Any) -> bytes:

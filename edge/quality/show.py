@@ -14,6 +14,8 @@ _NOTE = (
     "percentile and worst; what lies outside the reference's likeliest tokens counts as one, so it is a lower bound. "
     "top-1, top-5: how often the likeliest token is the same, and the share of the five likeliest that are."
 )
+_SHARES = ("acc", "match", "pass", "f1")
+"""In the names of metrics that are shares of something."""
 _PARTS = 12  # of a task that are listed; the record has all
 
 
@@ -102,9 +104,10 @@ def _tasks(each: Model) -> list[tuple[str, ...]]:
     for name in dict.fromkeys(task.task for task in each.tasks):
         own = [task for task in each.tasks if task.task == name]
         for task in own[:_PARTS]:
+            form = ".1%" if any(word in task.metric for word in _SHARES) else ".3f"
             questions = f"{task.samples:,}" + ("" if task.limit is None else f" (limit {task.limit})")
             rows.append(
-                (_label(each), name, task.part, task.metric, f"{task.value:.1%}", _number(task.stderr, ".1%"),
+                (_label(each), name, task.part, task.metric, format(task.value, form), _number(task.stderr, form),
                  questions, "-" if task.few_shot is None else str(task.few_shot), "yes" if task.chat else "no")
             )  # fmt: skip
     return rows

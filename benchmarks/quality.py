@@ -19,9 +19,8 @@ import click
 RECIPES: dict[str, list[str]] = {
     "bf16": ["--weights", "bf16"],
     "int8": ["--weights", "int8"],
-    "int4": [],
-    "int4-sym": ["--sym"],
     "int4-npu": ["--for", "npu", "--calibrate"],
+    "int4": [],
 }
 """Name → options of the export; "int4" is what an export makes by itself."""
 
@@ -31,7 +30,7 @@ RECIPES: dict[str, list[str]] = {
 @click.option("--tokens", default=4096, show_default=True)
 @click.option("--work", required=True, type=click.Path(file_okay=False, path_type=Path), help="For the exports.")
 @click.option("--only", multiple=True, type=click.Choice(list(RECIPES)), help="These recipes; may be given again.")
-@click.option("--needles", default=3, show_default=True, help="In each place, of int4 and bf16.")
+@click.option("--needles", default=1, show_default=True, help="In each place, of the last.")
 @click.option("--speeds/--no-speeds", default=True, show_default=True)
 @click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path))
 def main(
@@ -48,14 +47,13 @@ def main(
     if speeds:
         _edge("bench", *folders, "--prompts", "512", "--new", "64", "--no-turns", "--rounds", "5", "--no-limits",
               "--out", str(told), "--force")  # fmt: skip
-    parts = []
-    for name in names:
-        part = work / f"{name}.json"
-        wanted = ["--text", str(text), "--tokens", str(tokens), "--exact"]
-        if name in ("int4", "bf16") and needles:
-            wanted += ["--needle", "--needles", str(needles)]
-        _edge("quality", str(work / name), "--against", "pocket", *wanted, "--out", str(part), "--force")
-        parts.append(str(part))
+    parts = [str(work / "distance.json")]
+    _edge("quality", *folders, "--against", "pocket", "--text", str(text), "--tokens", str(tokens), "--exact",
+          "--out", parts[0], "--force")  # fmt: skip
+    if needles:
+        parts.append(str(work / "needles.json"))
+        _edge("quality", str(work / names[-1]), "--no-distance", "--needle", "--needles", str(needles),
+              "--needle-lengths", "512,1024,2048,4096", "--out", parts[1], "--force")  # fmt: skip
     charts = out.with_suffix("")
     page = _edge(
         "quality", *parts, *(["--bench", str(told)] if speeds else []), "--markdown", "--out", str(out), "--force",
@@ -64,8 +62,8 @@ def main(
     (charts / "index.html").unlink()  # the page below says the same
     head = (
         "# Quality of the pocket model's recipes\n\n"
-        f"The first {tokens:,} tokens of `{text.name}` in windows of 512, in full precision but for the weights; "
-        "so are the needles. Made by `python -m benchmarks.quality`.\n\n"
+        f"The first {tokens:,} tokens of `{text.name}` in windows of 512, in full precision but for the weights. "
+        "The needles are asked as chat runs the model. Made by `python -m benchmarks.quality`.\n\n"
     )
     pictures = [f"![{path.stem}]({charts.name}/{path.name})" for path in sorted(charts.glob("*.png"))]
     out.with_suffix(".md").write_text(head + page + "\n" + "\n".join(pictures) + "\n", encoding="utf-8", newline="\n")

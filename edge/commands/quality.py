@@ -118,5 +118,9 @@ def quality(
         say(f"Everything is in {out}")
     if charts is not None:
         say(f"The charts are in {plot.write(record, charts.expanduser())[-1]}")
-    forms = {"json": record.text, "markdown": lambda: show.markdown(record), None: lambda: show.text(record)}
-    click.echo(forms[form](), nl=form != "markdown")
+    if form == "json":
+        click.echo(record.text())
+    elif form == "markdown":
+        click.echo(show.markdown(record), nl=False)
+    else:
+        click.echo(show.text(record))

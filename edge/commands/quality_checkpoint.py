@@ -53,7 +53,9 @@ def at_hand(manifest: Manifest, named: str | None, progress: Progress) -> Locate
                 "FILE by --reference.",
             )
 
-    return hub.locate(named or manifest.source.model, revision=None, progress=progress, check=fits)
+    located = hub.locate(named or manifest.source.model, revision=None, progress=progress, check=fits)
+    fits(located.folder)  # a folder of the user's, which is not fetched
+    return located
 
 
 def reference_of(checkpoint: Located, windows: Sequence[Prompt], progress: Progress) -> Reference:

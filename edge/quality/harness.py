@@ -57,9 +57,8 @@ def run(
     """
     with _quiet(run_code):
         from lm_eval import simple_evaluate
-        from lm_eval.tasks import TaskManager
 
-        manager = TaskManager(include_path=None if folder is None else str(folder))
+        manager = _manager([each.task for each in protocols.values()], folder)
         found = []
         for name, each in protocols.items():
             if not manager.match_tasks([each.task]):
@@ -87,6 +86,17 @@ def run(
             for part, samples in told["samples"].items():
                 keep(part, samples)
     return found
+
+
+def _manager(tasks: Sequence[str], folder: Path | None) -> Any:
+    """What knows the tasks. Reading the thousands that lm-eval has takes a while: not where all are in the folder."""
+    from lm_eval.tasks import TaskManager
+
+    if folder is not None:
+        own = TaskManager(include_path=str(folder), include_defaults=False)
+        if all(own.match_tasks([task]) for task in tasks):
+            return own
+    return TaskManager(include_path=None if folder is None else str(folder))
 
 
 def tasks_of(name: str, protocol: Protocol, told: Mapping[str, Any], limit: int | None, seconds: float) -> list[Task]:

@@ -101,7 +101,7 @@ def adapted(scorer: Any = None, engine: Any = None, length: int = 4096) -> Any:
 
 @lm_eval
 def test_choices_are_answered_by_what_is_likelier(tasks: Path) -> None:
-    scorer = Likes("Paris", "four", "honey", "square")
+    scorer = Likes("Paris", "four", "honey", "square", "smoke", "winter")
     lm = adapted(scorer)
     kept: dict[str, list[dict[str, Any]]] = {}
     (found,) = harness.run(

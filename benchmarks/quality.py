@@ -19,10 +19,10 @@ import click
 RECIPES: dict[str, list[str]] = {
     "bf16": ["--weights", "bf16"],
     "int8": ["--weights", "int8"],
-    "int4-npu": ["--for", "npu", "--calibrate"],
+    "int4-plain": ["--no-calibrate"],
     "int4": [],
 }
-"""Name → options of the export; "int4" is what an export makes by itself."""
+"""Name → options of the export; "int4" is what an export makes by itself, the others are what else one might choose."""
 
 
 @click.command(help=__doc__)
@@ -53,7 +53,7 @@ def main(
     if needles:
         parts.append(str(work / "needles.json"))
         _edge("quality", str(work / names[-1]), "--no-distance", "--needle", "--needles", str(needles),
-              "--needle-lengths", "512,1024,2048,4096", "--out", parts[1], "--force")  # fmt: skip
+              "--needle-lengths", "512,1024,2048", "--out", parts[1], "--force")  # fmt: skip
     charts = out.with_suffix("")
     page = _edge(
         "quality", *parts, *(["--bench", str(told)] if speeds else []), "--markdown", "--out", str(out), "--force",

@@ -57,6 +57,8 @@ class _Names(click.ParamType):  # type: ignore[type-arg]  # generic from click 8
 @click.option("--run-code", is_flag=True, help="Let tasks run programs that the model has written (humaneval).")
 @click.option("--samples", type=click.Path(file_okay=False, path_type=Path), help="Put questions and answers of tasks "
               "into this folder.")  # fmt: skip
+@click.option("--resume/--no-resume", default=True, show_default=True, help="Keep answers to tasks as they come, and "
+              "take those of an earlier run.")  # fmt: skip
 @click.option("--needle", is_flag=True, help="Hide needles in haystacks, and ask for them.")
 @click.option("--needle-lengths", type=_Names("N,N,…", int, 128, 2**31), help="Tokens of the prompts; left out, "
               "doubled from 512 up to 8,192 or the context.")  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import closing
@@ -12,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 from edge.commands.named import exported, is_name
 from edge.commands.quality_checkpoint import at_hand, reference_of
 from edge.errors import UsageError
-from edge.files import write_text
+from edge.files import home, write_text
 from edge.manifest import Manifest
 from edge.messages import Progress
 from edge.model import tokenizer
 from edge.quality import distance, harness, needle, protocols, texts
 from edge.quality.record import Model, Record
 from edge.report import say
+from edge.runtime.choices import Choices, ir_digest, versions
 from edge.runtime.refstore import Reference
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ class Wanted:
     tasks_from: Path | None
     run_code: bool
     samples: Path | None
+    resume: bool
     needle: bool
     needle_lengths: tuple[int, ...] | None
     needle_depths: tuple[float, ...]
@@ -126,8 +129,6 @@ class _Measuring:
 
     def measured(self, name: str, folder: Path) -> Model:
         """Everything wanted of one model."""
-        from edge.runtime.choices import Choices
-
         wanted, manifest = self._wanted, Manifest.read(folder)
         place = Choices().resolved(wanted.device, folder)
         found = Model(
@@ -187,10 +188,20 @@ class _Measuring:
                 lines = [json.dumps(each, ensure_ascii=False, default=str) for each in samples]
                 write_text(wanted.samples.expanduser() / f"{name}-{part}.jsonl", "\n".join(lines) + "\n")
 
+        cache = None
+        if wanted.resume:
+            cache = home() / "answers" / self._key(folder, place)
+            cache.parent.mkdir(parents=True, exist_ok=True)
         with closing(lm):
             return harness.run(
-                lm, self._protocols, limit=wanted.limit, folder=wanted.tasks_from, run_code=wanted.run_code, keep=keep
-            )
+                lm, self._protocols, limit=wanted.limit, folder=wanted.tasks_from, run_code=wanted.run_code,
+                cache=cache, keep=keep,
+            )  # fmt: skip
+
+    def _key(self, folder: Path, place: str) -> str:
+        """Of this model's answers as they are made here: another model, device or OpenVINO makes others."""
+        told = repr((ir_digest(folder), place, self._wanted.exact, self._wanted.context, versions()))
+        return hashlib.sha256(told.encode()).hexdigest()[:24]
 
     def _engine(self, folder: Path, place: str) -> Guarded:
         """The model as chat runs it, on this device or not at all."""

@@ -12,7 +12,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from edge.errors import ContextError, UsageError
 from edge.messages import Progress, Sampling, Tokens
-from edge.quality.scoring import Asked, Scorer
+from edge.quality.scoring import Asked, Scored, Scorer
 from edge.runtime.interface import ChatEngine
 
 _NEW_TOKENS = 256  # of an answer whose task names no bound: lm-eval's own
@@ -120,48 +120,50 @@ class EdgeLM(TemplateLM):  # type: ignore[misc]
             Asked(tuple(context[-(self.max_length + 1 - len(continuation)) :]), tuple(continuation))
             for _, context, continuation in requests
         ]
-        found = [
-            (each.total, each.greedy) for each in self._scoring().score(asked, self._progress, "scoring the choices")
-        ]
-        for (key, _, _), each in zip(requests, found, strict=True):
-            self.cache_hook.add_partial("loglikelihood", key, each)
-        return found
+
+        def keep(place: int, each: Scored) -> None:
+            self.cache_hook.add_partial("loglikelihood", requests[place][0], (each.total, each.greedy))
+
+        found = self._scoring().score(asked, self._progress, "scoring the choices", keep)
+        return [(each.total, each.greedy) for each in found]
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """Answers, as many at once as the engine makes."""
         engine = self._answering()
+        # all are looked at before the first is answered: the last may come after hours
+        asked = [self._asked(engine, *request.args) for request in requests]
         done = 0
 
-        def one(request: Any) -> str:
+        def one(place: int) -> str:
             nonlocal done
-            context, wanted = request.args
-            sampling = sampling_of(wanted)
-            answer = self._answer(engine, context, sampling)
-            self.cache_hook.add_partial("generate_until", request.args, answer)
+            prompt, sampling = asked[place]
+            ids = [token for chunk in engine.stream(prompt, sampling) for token in chunk.token_ids]
+            text = self.tokenizer.decode([each for each in ids if each not in self._stop_ids], skip_special_tokens=True)
+            answer = str(postprocess_generated_text(text, list(sampling.stop), None))
+            self.cache_hook.add_partial("generate_until", requests[place].args, answer)
             done += 1
             self._progress("answering", done, len(requests))
             return answer
 
         # Questions with the same examples one after the other: the prefix cache has those.
-        order = sorted(range(len(requests)), key=lambda place: str(requests[place].args[0]))
+        order = sorted(range(len(requests)), key=lambda place: asked[place][0].ids)
         with ThreadPoolExecutor(max(engine.together, 1)) as pool:
-            answers = list(pool.map(one, [requests[place] for place in order]))
+            answers = list(pool.map(one, order))
         return [answer for _, answer in sorted(zip(order, answers, strict=True))]
 
-    def _answer(self, engine: ChatEngine, context: str, sampling: Sampling) -> str:
-        prompt = self.tok_encode(context)
-        room = engine.context_length if engine.max_prompt is None else engine.max_prompt + 1
+    def _asked(self, engine: ChatEngine, context: str, wanted: Mapping[str, Any]) -> tuple[Tokens, Sampling]:
+        prompt, sampling = self.tok_encode(context), sampling_of(wanted)
         assert sampling.max_new_tokens is not None
-        longest = room - (sampling.max_new_tokens if engine.max_prompt is None else 1)
+        longest = engine.context_length - sampling.max_new_tokens
+        if engine.max_prompt is not None:
+            longest = min(longest, engine.max_prompt)
         if len(prompt) > longest:
             raise ContextError(
                 f"a question of {len(prompt):,} tokens and an answer of {sampling.max_new_tokens:,} do not fit the "
                 f"context of {engine.context_length:,}",
                 hint="Ask for a longer --context, or with fewer examples by --few-shot.",
             )
-        ids = [token for chunk in engine.stream(Tokens(tuple(prompt)), sampling) for token in chunk.token_ids]
-        text = self.tokenizer.decode([token for token in ids if token not in self._stop_ids], skip_special_tokens=True)
-        return str(postprocess_generated_text(text, list(sampling.stop), None))
+        return Tokens(tuple(prompt)), sampling
 
     def _scoring(self) -> Scorer:
         if self._scorer is None:

@@ -41,6 +41,7 @@ def run(
     limit: int | None = None,
     folder: Path | None = None,
     run_code: bool = False,
+    cache: Path | None = None,
     keep: Callable[[str, list[dict[str, Any]]], None] = lambda part, samples: None,
 ) -> list[Task]:
     """Run tasks one after the other.
@@ -49,6 +50,8 @@ def run(
         limit: questions of each part at most.
         folder: of further tasks' YAML files.
         run_code: programs that the model writes may be run here.
+        cache: where answers are kept as they come, for a run that goes on after this one was interrupted: a file's
+            name, to which lm-eval adds an ending. It has to be of this model on this device alone.
         keep: told each part's questions and answers.
 
     Raises:
@@ -71,6 +74,7 @@ def run(
                     model=lm, tasks=[each.task], num_fewshot=each.few_shot, limit=limit, task_manager=manager,
                     apply_chat_template=each.chat, fewshot_as_multiturn=each.chat, log_samples=True,
                     bootstrap_iters=1000, confirm_run_unsafe_code=run_code, fewshot_random_seed=_SEED,
+                    use_cache=None if cache is None else str(cache),
                 )  # fmt: skip
             except EdgeError:
                 raise

@@ -92,9 +92,16 @@ class Scorer:
         self._request: Any = parity.open_request(folder, device, self.properties)
 
     def score(
-        self, asked: Sequence[Asked], progress: Progress = lambda stage, done, total: None, stage: str = "reading"
+        self,
+        asked: Sequence[Asked],
+        progress: Progress = lambda stage, done, total: None,
+        stage: str = "reading",
+        keep: Callable[[int, Scored], None] = lambda place, scored: None,
     ) -> list[Scored]:
         """Score continuations, in the order in which they are asked for.
+
+        Args:
+            keep: told each, by its place, as soon as it is known.
 
         Raises:
             ContextError: one is longer than the model reads.
@@ -111,7 +118,10 @@ class Scorer:
         for group in groups(rows_of(asked)):
             progress(stage, len(found), len(asked))
             self._request.reset_state()
-            found |= score_group(group, asked, self._run)
+            scored = score_group(group, asked, self._run)
+            for place, one in scored.items():
+                keep(place, one)
+            found |= scored
         return [found[place] for place in range(len(asked))]
 
     def _run(self, tokens: NDArray[np.int64], past: int, rows: NDArray[np.int32] | None) -> NDArray[np.float32]:

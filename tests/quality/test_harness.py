@@ -69,12 +69,17 @@ class Likes:
         self.words = words
         self.asked: list[Asked] = []
 
-    def score(self, asked: Sequence[Asked], *_: Any) -> list[Scored]:
+    def score(
+        self, asked: Sequence[Asked], progress: Any, stage: str = "", keep: Any = lambda place, scored: None
+    ) -> list[Scored]:
         self.asked += asked
         said = ["".join(map(chr, each.continuation)) for each in asked]
-        return [
+        found = [
             Scored((-1.0 if any(word in each for word in self.words) else -100.0,) * len(each), False) for each in said
         ]
+        for place, each in enumerate(found):
+            keep(place, each)
+        return found
 
 
 class Says(EchoEngine):
@@ -154,8 +159,24 @@ def test_only_one_of_scorer_and_engine_is_open(tasks: Path) -> None:
 
 
 @lm_eval
-def test_what_we_do_not_have_is_refused(tasks: Path) -> None:
+def test_what_was_answered_before_an_interruption_is_not_asked_again(tasks: Path, tmp_path: Path) -> None:
+    chosen = {name: protocols.protocol(name) for name in ("edge_choices", "edge_answers")}
+    scorer, engine = Likes("Paris"), Says("It is Rome.")
+    first = harness.run(adapted(scorer, engine), chosen, folder=tasks, limit=2, cache=tmp_path / "kept")
+    assert len(scorer.asked) == 6 and len(engine.asked) == 2
+    again = harness.run(adapted(scorer, engine), chosen, folder=tasks, cache=tmp_path / "kept")
+    assert len(scorer.asked) == 18 and len(engine.asked) == 3  # the others only
+    assert [each.samples for each in first] == [2, 2] and [each.samples for each in again] == [6, 3]
+
+
+@lm_eval
+def test_what_we_do_not_have_is_refused(tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lm_eval.tasks import TaskManager
+
     from edge.quality.adapter import sampling_of
+
+    # those of lm-eval itself take a while to be read
+    monkeypatch.setattr(harness, "_manager", lambda *_: TaskManager(include_path=str(tasks), include_defaults=False))
 
     with pytest.raises(UsageError, match="typical_p"):
         sampling_of({"until": ["x"], "typical_p": 0.9})

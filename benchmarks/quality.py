@@ -3,8 +3,8 @@
     python -m benchmarks.quality --text wiki.test.raw --work /somewhere --out benchmarks/results/quality_pocket.json
 
 Exports the pocket model in each recipe, and measures all of them with `glm4-edge quality`, whose record is OUT. Beside
-it come a page in Markdown and the charts. Speeds are of `glm4-edge bench`, all recipes in turn, and only worth
-something on a quiet machine: `--no-speeds` leaves them out.
+it come a page in Markdown and the charts. What WORK has already is not made again. Speeds are of `glm4-edge bench`, all
+recipes in turn, and only worth something on a quiet machine: `--no-speeds` leaves them out.
 """
 
 from __future__ import annotations
@@ -47,17 +47,19 @@ def main(
     if speeds:
         _edge("bench", *folders, "--prompts", "512", "--new", "64", "--no-turns", "--rounds", "5", "--no-limits",
               "--out", str(told), "--force")  # fmt: skip
-    parts = [str(work / "distance.json")]
-    _edge("quality", *folders, "--against", "pocket", "--text", str(text), "--tokens", str(tokens), "--exact",
-          "--out", parts[0], "--force")  # fmt: skip
+    parts = [work / "distance.json"]
+    if not parts[0].is_file():
+        _edge("quality", *folders, "--against", "pocket", "--text", str(text), "--tokens", str(tokens), "--exact",
+              "--out", str(parts[0]))  # fmt: skip
     if needles:
-        parts.append(str(work / "needles.json"))
-        _edge("quality", str(work / names[-1]), "--no-distance", "--needle", "--needles", str(needles),
-              "--needle-lengths", "512,1024,2048", "--out", parts[1], "--force")  # fmt: skip
+        parts.append(work / "needles.json")
+        if not parts[1].is_file():
+            _edge("quality", folders[-1], "--no-distance", "--needle", "--needles", str(needles),
+                  "--needle-lengths", "512,1024,2048", "--out", str(parts[1]))  # fmt: skip
     charts = out.with_suffix("")
     page = _edge(
-        "quality", *parts, *(["--bench", str(told)] if speeds else []), "--markdown", "--out", str(out), "--force",
-        "--charts", str(charts),
+        "quality", *map(str, parts), *(["--bench", str(told)] if speeds else []), "--markdown", "--out", str(out),
+        "--force", "--charts", str(charts),
     )  # fmt: skip
     (charts / "index.html").unlink()  # the page below says the same
     head = (
@@ -68,7 +70,7 @@ def main(
     pictures = [f"![{path.stem}]({charts.name}/{path.name})" for path in sorted(charts.glob("*.png"))]
     out.with_suffix(".md").write_text(head + page + "\n" + "\n".join(pictures) + "\n", encoding="utf-8", newline="\n")
     models = json.loads(out.read_text(encoding="utf-8"))["models"]
-    click.echo(f"{len(models)} recipes in {out}")
+    click.echo(f"{len(models)} measurements in {out}")
 
 
 def _edge(*words: str) -> str:

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 SMALL = 1_000_000_000
 """Parameters up to which a checkpoint is run here: larger ones take more memory and hours."""
-_TOP = 1024
-"""Logits kept of each position."""
+_KEPT, _TOP = 1 << 24, (256, 4096)
+"""Logits kept of all positions together, 270 MB of them; and of each position at least and at most. The KL divergence
+comes out a hundredth too small with 4,096 of the pocket model's, a twentieth with 1,024."""
 
 
 def at_hand(manifest: Manifest, named: str | None, progress: Progress) -> Located | None:
@@ -80,7 +81,8 @@ def reference_of(checkpoint: Located, windows: Sequence[Prompt], progress: Progr
     with Digests(source.files()) as digests:
         compiled = core().compile_model(build_model(spec, source.weight), "CPU", EXACT)
         sha256 = digests.result()
-    top = min(_TOP, spec.vocab_size)
+    top = _KEPT // sum(len(window.token_ids) for window in windows)
+    top = min(max(top, _TOP[0]), _TOP[1], spec.vocab_size)
     entries, positions = [], []
     for done, window in enumerate(windows):
         progress(f"reading the text with {checkpoint.name}", done, len(windows))

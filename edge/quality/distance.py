@@ -40,6 +40,7 @@ def from_reference(
         properties=found.properties,
         figures={name: _figures(found.groups["all" if len(names) == 1 else name]) for name in names},
         losses=_rounded(-np.concatenate([one.log_probs for one in found.prompts])),
+        losses_reference=_rounded(-np.concatenate([one.reference_log_probs for one in found.prompts])),
         kl=_rounded(np.concatenate([one.kl for one in found.prompts])),
     )
 

@@ -10,7 +10,7 @@ from edge.bench.plot import COLOURS, drawing, png, put, written
 from edge.quality import show
 from edge.quality.record import Model, Needles, Record
 
-_SMALLEST = 1e-6  # nats; below is rounding
+_LEAST = 1e-5  # nats; below is rounding
 _INK = "#1f2933"
 
 
@@ -27,7 +27,8 @@ def charts(record: Record) -> dict[str, bytes]:
     names = _labels(record.models)
     for number, (each, name) in enumerate(zip(record.models, names, strict=True), 1):
         if each.needles is not None:
-            made["needles" if len(names) == 1 else f"needles-{number}"] = _heat_map(each.needles, name)
+            alone = sum(other.needles is not None for other in record.models) == 1
+            made["needles" if alone else f"needles-{number}"] = _heat_map(each.needles, name)
     return made
 
 
@@ -64,42 +65,54 @@ def _kl(models: Sequence[Model]) -> bytes:
         if each.distance is None or not each.distance.kl:
             continue
         values = np.sort(np.array(each.distance.kl))[::-1]
+        if values[0] < _LEAST:
+            axes.plot([], [], color=_colour(place), linewidth=1.4, label=f"{name}: below {_LEAST:f}")
+            continue
         longest = max(longest, len(values))
         share = (np.arange(len(values)) + 0.5) / len(values)
-        axes.plot(share, np.maximum(values, _SMALLEST), color=_colour(place), linewidth=1.4, label=name)
+        axes.plot(share, np.maximum(values, _LEAST / 10), color=_colour(place), linewidth=1.4, label=name)
         axes.axhline(values.mean(), color=_colour(place), linewidth=0.8, linestyle=":")
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_ylim(bottom=1e-5)
+    axes.set_ylim(bottom=_LEAST)
     axes.set_xlim(1, 0.5 / longest)
     axes.xaxis.set_major_formatter(lambda value, at: f"{100 * value:g} %")
-    axes.yaxis.set_major_formatter(lambda value, at: f"{value:g}")
+    axes.yaxis.set_major_formatter(lambda value, at: f"{value:f}".rstrip("0").rstrip("."))
     axes.plot([], [], color=_INK, linewidth=0.8, linestyle=":", label="mean")
     return png(figure, axes)
 
 
 def _loss(models: Sequence[Model]) -> bytes:
+    """Of each token; with a reference, what that is more than the checkpoint's: recipes differ little otherwise."""
     import numpy as np
 
-    figure, axes = drawing("Loss of each token", "share of the tokens with less", "nats")
+    beside = all(each.distance is not None and each.distance.losses_reference for each in models)
+    title = "Loss of each token" + (", less the checkpoint's" if beside else "")
+    figure, axes = drawing(title, "share of the tokens with less", "nats")
     grid = np.linspace(0, 1, 401)
     for place, (each, name) in enumerate(zip(models, _labels(models), strict=True)):
         assert each.distance is not None
-        values = np.quantile(np.array(each.distance.losses), grid)
-        axes.plot(grid, values, color=_colour(place), linewidth=1.4, label=name)
+        values = np.array(each.distance.losses)
+        if beside:
+            values = values - np.array(each.distance.losses_reference)
+        axes.plot(grid, np.quantile(values, grid), color=_colour(place), linewidth=1.4, label=name)
     axes.xaxis.set_major_formatter(lambda value, at: f"{100 * value:g} %")
     axes.set_xlim(0, 1)
-    axes.set_ylim(bottom=0)
+    if beside:
+        axes.set_yscale("symlog", linthresh=0.1)
+        axes.yaxis.set_major_formatter(lambda value, at: f"{value:g}")
+    else:
+        axes.set_ylim(bottom=0)
     return png(figure, axes)
 
 
 def _sizes(record: Record) -> bytes:
     figure, axes = drawing("Size and distance", "megabytes of weights", "mean KL divergence to the checkpoint, nats")
-    for place, (name, size, kl) in enumerate(sized(record)):
-        axes.plot([size], [kl], "o", color=_colour(place), markersize=8, label=f"{name}: {kl:.3g}")
-    axes.set_xlim(left=0)
-    axes.set_ylim(bottom=0)
-    axes.margins(0.15)
+    found = sized(record)
+    for place, (name, size, kl) in enumerate(found):
+        axes.plot([size], [kl], "o", color=_colour(place), markersize=8, label=f"{name}: {kl:.4f}", clip_on=False)
+    axes.set_xlim(0, 1.15 * max(size for _, size, _ in found))
+    axes.set_ylim(0, 1.15 * max([*(kl for _, _, kl in found), _LEAST]))
     return png(figure, axes)
 
 

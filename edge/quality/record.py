@@ -49,6 +49,8 @@ class Distance(_Section):
     """By text; and "all", where there are several."""
     losses: list[float]
     """Of each token given all before it in its window, in nats."""
+    losses_reference: list[float] = []
+    """The same by the checkpoint."""
     kl: list[float]
     """At each place; empty without a reference."""
 

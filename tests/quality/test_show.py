@@ -23,6 +23,7 @@ def model(name: str = "a", kl: float | None = 0.05, **more: Any) -> Model:
     distance = Distance(
         digest="1", reference=None if kl is None else "the checkpoint", exact=False, properties={},
         figures={"all": figures, "en": figures}, losses=[0.5, 1.0, 2.0, 4.25],
+        losses_reference=[] if kl is None else [0.5, 0.75, 1.75, 4.0],
         kl=[] if kl is None else [kl / 2, kl, kl * 1.5, kl],
     )  # fmt: skip
     facts = {"name": name, "bytes": {"openvino_model.bin": 5_000_000, "tokenizer.json": 7}}
@@ -104,7 +105,7 @@ def test_the_charts_are_pictures_and_a_page(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     made = record(model(needles=needles()), model("b", 0.2))
     paths = plot.write(made, tmp_path / "charts")
-    assert [path.name for path in paths] == ["kl.png", "loss.png", "size.png", "needles-1.png", "index.html"]
+    assert [path.name for path in paths] == ["kl.png", "loss.png", "size.png", "needles.png", "index.html"]
     assert all(path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for path in paths[:-1])
     page = paths[-1].read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == 4 and "glm4-edge quality" in page

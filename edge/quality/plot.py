@@ -66,7 +66,7 @@ def _kl(models: Sequence[Model]) -> bytes:
             continue
         values = np.sort(np.array(each.distance.kl))[::-1]
         if values[0] < _LEAST:
-            axes.plot([], [], color=_colour(place), linewidth=1.4, label=f"{name}: below {_LEAST:f}")
+            axes.plot([], [], color=_colour(place), linewidth=1.4, label=f"{name}: below {_plain(_LEAST)}")
             continue
         longest = max(longest, len(values))
         share = (np.arange(len(values)) + 0.5) / len(values)
@@ -77,7 +77,7 @@ def _kl(models: Sequence[Model]) -> bytes:
     axes.set_ylim(bottom=_LEAST)
     axes.set_xlim(1, 0.5 / longest)
     axes.xaxis.set_major_formatter(lambda value, at: f"{100 * value:g} %")
-    axes.yaxis.set_major_formatter(lambda value, at: f"{value:f}".rstrip("0").rstrip("."))
+    axes.yaxis.set_major_formatter(lambda value, at: _plain(value))
     axes.plot([], [], color=_INK, linewidth=0.8, linestyle=":", label="mean")
     return png(figure, axes)
 
@@ -165,3 +165,8 @@ def _saved(figure: Any) -> bytes:
 
 def _colour(place: int) -> str:
     return COLOURS[place % len(COLOURS)]
+
+
+def _plain(value: float) -> str:
+    """0.00001, not a power."""
+    return f"{value:f}".rstrip("0").rstrip(".")

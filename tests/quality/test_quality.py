@@ -35,7 +35,7 @@ def test_the_pocket_model_is_near_its_checkpoint(
     found = model.distance.figures["text.txt"]
     assert found.kl_mean is not None and 0.005 < found.kl_mean < 0.2
     assert found.top1 is not None and found.top1 > 0.7
-    assert found.perplexity_reference is not None and 5 < found.perplexity_reference < 60
+    assert found.perplexity_reference is not None and 20 < found.perplexity_reference < 120  # windows are short
     assert abs(np.log(found.perplexity / found.perplexity_reference)) < 0.3
     assert f"{found.kl_mean:.4f}" in shown and "text.txt" in shown
 

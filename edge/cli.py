@@ -28,6 +28,7 @@ from edge.commands.export import export
 from edge.commands.itrex import itrex
 from edge.commands.parity import parity
 from edge.commands.plan import plan
+from edge.commands.quality import quality
 from edge.commands.reference import reference
 from edge.commands.serve import serve
 from edge.commands.tune import tune
@@ -91,7 +92,8 @@ def cli() -> None:
 
 
 for command in (
-    export, verify, chat, ask, batch, ui, serve, devices, plan, canary, reference, parity, bench, tune, doctor, itrex,
+    export, verify, chat, ask, batch, ui, serve, devices, plan, canary, reference, parity, quality, bench, tune, doctor,
+    itrex,
 ):  # fmt: skip
     cli.add_command(command)
 

@@ -29,17 +29,31 @@ def infer(compiled: Any, token_ids: NDArray[np.int64], past: int) -> NDArray[np.
 
     `compiled` is a compiled model or, to keep its cache between calls, an infer request.
     """
-    total = past + len(token_ids)
+    logits: NDArray[np.float32] = infer_rows(compiled, token_ids[None], past)[0]
+    return logits
+
+
+def infer_rows(
+    compiled: Any, token_ids: NDArray[np.int64], past: int, rows: NDArray[np.int32] | None = None
+) -> NDArray[np.float32]:
+    """Logits [B, S, vocab] for S tokens of each of B sequences, all after `past` cached ones.
+
+    Args:
+        compiled: see `infer`.
+        token_ids: [B, S].
+        rows: [B], of which sequence of the call before each goes on; None: each of itself.
+    """
+    count, total = len(token_ids), past + token_ids.shape[1]
     request = compiled if isinstance(compiled, ov.InferRequest) else compiled.create_infer_request()
     feeds = {
-        "input_ids": token_ids[None],
-        "attention_mask": np.ones((1, total), np.int64),
-        "position_ids": np.arange(past, total)[None],
-        "beam_idx": np.zeros(1, np.int32),
+        "input_ids": token_ids,
+        "attention_mask": np.ones((count, total), np.int64),
+        "position_ids": np.arange(past, total)[None].repeat(count, 0),
+        "beam_idx": np.arange(count, dtype=np.int32) if rows is None else rows,
     }
     wanted = {name for port in request.model_inputs for name in port.get_names()}
     out = request.infer({name: value for name, value in feeds.items() if name in wanted})
-    logits: NDArray[np.float32] = out["logits"][0].copy()
+    logits: NDArray[np.float32] = out["logits"].copy()
     return logits
 
 

@@ -25,12 +25,26 @@ ARROWS = {
     "tools": set(),
     "runtime": {"tools", "lora"},
     "bench": {"runtime"},
+    "quality": {"runtime", "bench"},
     "documents": set(),
     "server": {"runtime", "tools", "documents"},
     "batch": {"server", "runtime"},
     "ui": {"runtime", "documents", "tools"},
     "report": set(),
-    "cli": {"model", "lora", "export", "runtime", "tools", "ui", "report", "documents", "server", "batch", "bench"},
+    "cli": {
+        "model",
+        "lora",
+        "export",
+        "runtime",
+        "tools",
+        "ui",
+        "report",
+        "documents",
+        "server",
+        "batch",
+        "bench",
+        "quality",
+    },
 }
 # heavy package → the only files that may import it
 ONLY = {
@@ -41,7 +55,8 @@ ONLY = {
     "torch": {"runtime/reference.py", "runtime/greedy.py", "export/tracing.py", "runtime/itrex_worker.py"},
     "optimum": {"export/tracing.py"},
     "gradio": {f"ui/web/{name}.py" for name in ("serving", "page", "controls", "compare")},
-    "matplotlib": {"bench/plot.py"},
+    "matplotlib": {"bench/plot.py", "quality/plot.py"},
+    "lm_eval": {"quality/adapter.py", "quality/harness.py"},  # the extra "eval"
     "pypdf": {"documents/pdf.py"},
     "docx": {"documents/office.py"},
     "pptx": {"documents/office.py"},

@@ -1,4 +1,4 @@
-"""Charts of a run: PNGs, and one page that holds them. The only importer of matplotlib."""
+"""Charts of a run: PNGs, and one page that holds them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1f2933}"
     "img{max-width:100%;display:block;margin:1.5rem 0}pre{overflow-x:auto;font-size:13px}"
 )
-_COLOURS = ("#1b6ca8", "#d1495b", "#2e8b57", "#8d6a9f", "#b8860b")
+COLOURS = ("#1b6ca8", "#d1495b", "#2e8b57", "#8d6a9f", "#b8860b")
 
 
 def require() -> None:
@@ -46,27 +46,37 @@ def charts(record: Record) -> dict[str, bytes]:
 
 def page(record: Record, pictures: dict[str, bytes]) -> str:
     """One HTML file with everything in it; nothing is fetched from anywhere."""
+    return written("glm4-edge bench", record.made, pictures, show.text(record))
+
+
+def written(title: str, made: str, pictures: dict[str, bytes], text: str) -> str:
+    """A page of pictures and a text."""
     blocks = [
         f'<img alt="{name}" src="data:image/png;base64,{base64.b64encode(data).decode()}">'
         for name, data in pictures.items()
     ]
-    head = f'<meta name="viewport" content="width=device-width"><title>glm4-edge bench</title><style>{_STYLE}</style>'
+    head = f'<meta name="viewport" content="width=device-width"><title>{title}</title><style>{_STYLE}</style>'
     return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8">{head}<h1>glm4-edge bench</h1>'
-        f"<p>{html.escape(record.made)}</p>{''.join(blocks)}<pre>{html.escape(show.text(record))}</pre></html>\n"
+        f'<!doctype html><html lang="en"><meta charset="utf-8">{head}<h1>{title}</h1>'
+        f"<p>{html.escape(made)}</p>{''.join(blocks)}<pre>{html.escape(text)}</pre></html>\n"
     )
 
 
 def write(record: Record, folder: Path) -> list[Path]:
     """Put the charts and the page into a folder; the files."""
     pictures = charts(record)
+    return put(folder, pictures, page(record, pictures))
+
+
+def put(folder: Path, pictures: dict[str, bytes], page: str) -> list[Path]:
+    """Write PNGs, and a page beside them as index.html; the files."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, data in pictures.items():
         paths.append(folder / f"{name}.png")
         paths[-1].write_bytes(data)
     paths.append(folder / "index.html")
-    write_text(paths[-1], page(record, pictures))
+    write_text(paths[-1], page)
     return paths
 
 
@@ -75,7 +85,7 @@ def _names(record: Record) -> list[str]:
 
 
 def _ttft(record: Record) -> bytes:
-    figure, axes = _axes("Time to first token", "tokens in the prompt, those of earlier turns included", "seconds")
+    figure, axes = drawing("Time to first token", "tokens in the prompt, those of earlier turns included", "seconds")
     for colour, name, each in zip(_cycle(record), _names(record), record.measured, strict=True):
         for later, line, mark in ((False, "-", "o"), (True, "--", "s")):
             found = [f for f in figures(each) if f.case.together == 1 and f.case.later == later]
@@ -91,11 +101,11 @@ def _ttft(record: Record) -> bytes:
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     _plain_numbers(axes)
-    return _png(figure, axes)
+    return png(figure, axes)
 
 
 def _steps(record: Record) -> bytes:
-    figure, axes = _axes("Time from token to token, along the answer", "token of the answer", "milliseconds")
+    figure, axes = drawing("Time from token to token, along the answer", "token of the answer", "milliseconds")
     for colour, name, each in zip(_cycle(record), _names(record), record.measured, strict=True):
         alone = [case for case in each.cases() if case.together == 1 and not case.later]
         for alpha, case in zip((1.0, 0.65, 0.4, 0.3), alone, strict=False):
@@ -107,14 +117,14 @@ def _steps(record: Record) -> bytes:
             label = f"{name}, {case.name}"
             axes.plot(range(2, length + 2), medians, color=colour, alpha=alpha, linewidth=1.2, label=label)
     axes.set_ylim(bottom=0)
-    return _png(figure, axes)
+    return png(figure, axes)
 
 
 def _roofline(record: Record) -> bytes:
     """Operations a second over operations for each byte read, as the machine allows and as was reached."""
     import numpy as np
 
-    figure, axes = _axes("Roofline", "operations for each byte read", "GFLOP/s")
+    figure, axes = drawing("Roofline", "operations for each byte read", "GFLOP/s")
     for colour, name, each in zip(_cycle(record), _names(record), record.measured, strict=True):
         points = _points(each)
         if not points or each.limits is None:
@@ -126,7 +136,7 @@ def _roofline(record: Record) -> bytes:
             axes.plot([intensity], [rate / 1e9], marker, color=colour, label=f"{name}, {label}")
     axes.set_xscale("log")
     axes.set_yscale("log")
-    return _png(figure, axes)
+    return png(figure, axes)
 
 
 def _points(measured: Measured) -> list[tuple[str, float, float]]:
@@ -150,7 +160,8 @@ def _points(measured: Measured) -> list[tuple[str, float, float]]:
     return found
 
 
-def _axes(title: str, across: str, up: str) -> tuple[Any, Any]:
+def drawing(title: str, across: str, up: str) -> tuple[Any, Any]:
+    """A figure and its axes, as all charts have them."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=_WIDE, dpi=120, layout="constrained")
@@ -177,10 +188,11 @@ def _plain_numbers(axes: Any) -> None:
 
 
 def _cycle(record: Record) -> list[str]:
-    return [_COLOURS[place % len(_COLOURS)] for place in range(len(record.measured))]
+    return [COLOURS[place % len(COLOURS)] for place in range(len(record.measured))]
 
 
-def _png(figure: Any, axes: Any) -> bytes:
+def png(figure: Any, axes: Any) -> bytes:
+    """The picture, with a legend if it has names in it."""
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8, frameon=False)
     out = io.BytesIO()

@@ -36,7 +36,7 @@ def markdown(record: Record) -> str:
         "",
     ]
     for heading, rows in table(record):
-        lines += [f"**{heading}**", "", *_pipes(rows), ""]
+        lines += [f"**{heading}**", "", *pipes(rows), ""]
     lines += [_FOOT, *(["", *[f"Left out: {each}." for each in record.left_out]] if record.left_out else [])]
     return "\n".join(lines) + "\n"
 
@@ -45,7 +45,7 @@ def text(record: Record) -> str:
     """The same for a terminal."""
     blocks = []
     for (heading, rows), each in zip(table(record), record.measured, strict=True):
-        blocks.append("\n".join([heading, *_aligned(rows), *notes(each)]))
+        blocks.append("\n".join([heading, *aligned(rows), *notes(each)]))
     return "\n\n".join([*blocks, _FOOT, *[f"Left out: {each}." for each in record.left_out]])
 
 
@@ -75,7 +75,7 @@ def comparison(differences: Sequence[Difference], *, one_run: bool) -> str:
         interval = f"{each.low:.2f} to {each.high:.2f}"
         rows.append((each.case.name, each.metric, seconds(each.before), seconds(each.after), f"{each.ratio:.2f}",
                      interval, each.verdict))  # fmt: skip
-    lines = _aligned(rows)
+    lines = aligned(rows)
     pairs = min((each.pairs for each in differences), default=0)
     lines.append(f"{pairs} pairs at least; below six nothing is said to differ.")
     if not one_run:
@@ -135,11 +135,13 @@ def _plain(value: float | None) -> str:
     return "" if value is None else f"{value:.6g}"
 
 
-def _pipes(rows: Sequence[Sequence[str]]) -> list[str]:
+def pipes(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table in Markdown, line by line; the first row is the head."""
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return [lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]]
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table for a terminal, line by line."""
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

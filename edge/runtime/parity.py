@@ -11,7 +11,6 @@ The model is compiled with the properties that chat runs it with, and read throu
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,12 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.errors import DeviceError, ModelError, VerificationError
-from edge.infer import infer
+from edge.infer import EXACT, infer
 from edge.manifest import Manifest
 from edge.messages import Progress
 from edge.runtime import devices, itrex, readout
 from edge.runtime import trial as trials
 from edge.runtime.choices import Choices
+from edge.runtime.likeness import lumped_kl, next_log_probs, perplexity
 from edge.runtime.refstore import Entry, Positions, Reference
 from edge.runtime.settings import Runtime, Settings
 
@@ -143,6 +143,8 @@ def compare(
     progress: Progress = lambda stage, done, total: None,
     trial: Callable[..., trials.Outcome] = trials.run,
     runtime: Runtime = "openvino",
+    *,
+    exact: bool = False,
 ) -> Parity:
     """Run an exported model over a reference's prompts and answers.
 
@@ -150,6 +152,7 @@ def compare(
         device: CPU, GPU, GPU.n, HETERO:GPU,CPU or AUTO.
         trial: see `trial.run`.
         runtime: see `Settings`; ITREX runs on the CPU whatever the device.
+        exact: in full precision, rather than as chat runs it.
 
     Raises:
         ModelError: the folder holds no model, or the reference is another model's.
@@ -158,30 +161,20 @@ def compare(
     """
     manifest = Manifest.read(folder)
     check_same_model(manifest, reference, folder)
-    resolved = "CPU" if runtime == "itrex" else Choices().resolved(device, folder)
-    if "NPU" in devices.members(resolved):
-        raise DeviceError(
-            "the NPU gives the logits of a prompt's last token only, and this comparison needs all of them",
-            hint="Compare on the CPU; `glm4-edge canary` looks at what the NPU answers.",
-        )
-    if resolved != "CPU":
-        outcome = trial(folder, Settings(resolved), task="parity", progress=progress)
-        if outcome.error is not None:
-            raise outcome.error
+    resolved = "CPU" if runtime == "itrex" else place(folder, device, progress, trial)
     total = sum(len(positions.log_sum_exp) for positions in reference.positions)
     compared: list[Compared] = []
     done = 0
 
     with contextlib.ExitStack() as ending:
-        properties: dict[str, Any]
         read: readout.Read
         if runtime == "itrex":
             reader = ending.enter_context(itrex.Reader(itrex.load(folder, manifest, progress)))
-            read, resolved, properties = reader.read, "CPU by ITREX", {}
+            read, resolved, used = reader.read, "CPU by ITREX", {}
         else:
             progress(f"loading on {resolved}", 0, 0)
-            properties = _properties(resolved, manifest)
-            read = readout.reader(readout.request(folder, resolved, properties))
+            used = properties(resolved, manifest, exact=exact)
+            read = readout.reader(readout.request(folder, resolved, used))
 
         def run(tokens: NDArray[np.int64], past: int) -> NDArray[np.float32]:
             nonlocal done
@@ -192,7 +185,31 @@ def compare(
 
         for entry, positions in zip(reference.about.entries, reference.positions, strict=True):
             compared.append(compare_prompt(entry, positions, run))
-    return Parity(resolved, properties, _grouped(compared), compared)
+    return Parity(resolved, used, _grouped(compared), compared)
+
+
+def place(
+    folder: Path,
+    device: str,
+    progress: Progress = lambda stage, done, total: None,
+    trial: Callable[..., trials.Outcome] = trials.run,
+) -> str:
+    """The device by its name, on which all logits of a model can be had: tried in a process of its own.
+
+    Raises:
+        DeviceError: it is not here, does not take the model, or is the NPU.
+    """
+    resolved = Choices().resolved(device, folder)
+    if "NPU" in devices.members(resolved):
+        raise DeviceError(
+            "the NPU gives the logits of a prompt's last token only, and this comparison needs all of them",
+            hint="Compare on the CPU; `glm4-edge canary` looks at what the NPU answers.",
+        )
+    if resolved != "CPU":
+        outcome = trial(folder, Settings(resolved), task="parity", progress=progress)
+        if outcome.error is not None:
+            raise outcome.error
+    return resolved
 
 
 def try_out(folder: Path, device: str) -> None:
@@ -202,11 +219,14 @@ def try_out(folder: Path, device: str) -> None:
         ModelError: the folder holds no model.
         DeviceError: the device does not take the model.
     """
-    request = readout.request(folder, device, _properties(device, Manifest.read(folder)))
+    request = readout.request(folder, device, properties(device, Manifest.read(folder)))
     infer(request, np.zeros(1, np.int64), 0)
 
 
-def _properties(device: str, manifest: Manifest) -> dict[str, Any]:
+def properties(device: str, manifest: Manifest, *, exact: bool = False) -> dict[str, Any]:
+    """What chat runs the model with; or, `exact`, full precision everywhere."""
+    if exact:
+        return dict(EXACT)
     return {name: value for name, value in devices.default_properties(device, manifest).items() if value is not None}
 
 
@@ -270,34 +290,6 @@ def compare_prompt(
     )  # fmt: skip
 
 
-def lumped_kl(
-    top_ids: NDArray[np.int64], top_logits: NDArray[np.float64], log_sum_exp: NDArray[np.float64],
-    logits: NDArray[np.float32],
-) -> NDArray[np.float64]:  # fmt: skip
-    """KL(p ‖ q) in nats of each row, with all tokens outside the top k as one outcome.
-
-    Lumping outcomes together never raises a KL divergence: this is a lower bound of the whole one, and equal to it
-    where the top k are the whole vocabulary. What it leaves out lies in how q spreads the tail's probability.
-
-    Args:
-        top_ids, top_logits: [S, k] of the reference p.
-        log_sum_exp: [S], of all its logits.
-        logits: [S, vocab] of q.
-    """
-    log_p = top_logits - log_sum_exp[:, None]
-    exps, total = _exponentials(logits)
-    q = np.take_along_axis(exps, top_ids, 1) / total
-    np.put_along_axis(exps, top_ids, 0.0, 1)
-    p_tail = np.maximum(1 - np.exp(log_p).sum(1), 0)
-    q_tail = exps.sum(1) / total[:, 0]
-    tiny = np.finfo(np.float64).tiny
-    kl = (np.exp(log_p) * (log_p - np.log(np.maximum(q, tiny)))).sum(1)
-    # below 1e-12 the tail of p is what rounding left of 1 minus 1
-    tail = np.where(p_tail > 1e-12, p_tail * (np.log(np.maximum(p_tail, tiny)) - np.log(np.maximum(q_tail, tiny))), 0)
-    out: NDArray[np.float64] = np.maximum(kl + tail, 0)
-    return out
-
-
 def failures(figures: Figures, bounds: Mapping[str, float | None]) -> list[str]:
     """A sentence, without a full stop, for each gate that `figures` do not pass; `bounds` by option."""
     out = []
@@ -351,16 +343,8 @@ def _compare_rows(positions: Positions, start: int, end: int, logits: NDArray[np
     top5 = (ids[:, :top, None] == ours[:, None]).any(2).mean(1)
     errors = np.abs(np.take_along_axis(logits, ids, 1) - positions.top_logits[rows])
     following = positions.tokens[start + 1 : end + 1]
-    top_logit = logits.max(1).astype(np.float64)
-    total = np.log(_exponentials(logits)[1][:, 0]) + top_logit
-    log_probs = np.take_along_axis(logits, following[:, None], 1)[:, 0].astype(np.float64) - total
+    log_probs = next_log_probs(logits, following)
     return kl, likeliest == ids[:, 0], top5, errors.mean(1), errors.max(1), log_probs, likeliest
-
-
-def _exponentials(logits: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """exp(logits - their largest), and the sum of each row as [S, 1]."""
-    exps = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
-    return exps, exps.sum(1, keepdims=True)
 
 
 def _grouped(compared: Sequence[Compared]) -> dict[str, Figures]:
@@ -379,9 +363,8 @@ def _figures(members: Sequence[Compared]) -> Figures:
     def joined(name: str) -> NDArray[Any]:
         return np.concatenate([getattr(one, name) for one in members])
 
-    def perplexity(name: str) -> float:
-        inside = [getattr(one, name)[: one.prompt_tokens - 1] for one in members]
-        return math.exp(min(-float(np.concatenate(inside).mean()), 700.0))  # e⁷¹⁰ is more than a float holds
+    def of_prompts(name: str) -> float:
+        return perplexity(np.concatenate([getattr(one, name)[: one.prompt_tokens - 1] for one in members]))
 
     kl = joined("kl")
     parted = [one.first_divergence for one in members if one.first_divergence is not None]
@@ -390,6 +373,6 @@ def _figures(members: Sequence[Compared]) -> Figures:
         kl_worst=float(kl.max()), top1=float(joined("top1").mean()), top5=float(joined("top5").mean()),
         logit_error_mean=float(joined("logit_error").mean()),
         logit_error_worst=float(joined("worst_logit_error").max()),
-        perplexity_reference=perplexity("reference_log_probs"), perplexity=perplexity("log_probs"),
+        perplexity_reference=of_prompts("reference_log_probs"), perplexity=of_prompts("log_probs"),
         same_answers=len(members) - len(parted), first_divergence=float(np.median(parted)) if parted else None,
     )  # fmt: skip

@@ -21,6 +21,7 @@ from edge.manifest import Manifest
 from edge.model.checkpoint import Checkpoint
 from edge.runtime import parity, prompts
 from edge.runtime import trial as trials
+from edge.runtime.likeness import lumped_kl
 from edge.runtime.refstore import Entry, Positions, Reference
 from edge.runtime.settings import Settings
 from tests.conftest import write_checkpoint
@@ -43,7 +44,7 @@ def random_logits(seed: int, rows: int = 40) -> NDArray[np.float32]:
 
 def lumped(p: NDArray[np.float32], q: NDArray[np.float32], top_k: int) -> NDArray[np.float64]:
     one = kept(p, np.zeros(len(p) + 1, np.int64), top_k)
-    return parity.lumped_kl(one.top_ids, one.top_logits, one.log_sum_exp, q)
+    return lumped_kl(one.top_ids, one.top_logits, one.log_sum_exp, q)
 
 
 def test_the_bound_rises_with_k_to_the_whole_divergence() -> None:

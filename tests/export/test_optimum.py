@@ -104,6 +104,7 @@ def test_the_original_layout_is_traced_too(python: Path, tiny: Path, tmp_path: P
 
 @pytest.mark.heavy
 @pytest.mark.model
+@pytest.mark.timeout(1800)
 def test_the_pocket_model(python: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
@@ -113,7 +114,11 @@ def test_the_pocket_model(python: Path, tmp_path: Path) -> None:
 
 
 def generated(python: Path, folder: Path, ids: list[int] | str, count: int) -> tuple[list[int], list[int]]:
-    done = peer.run(python, "-c", peer.GENERATE, str(folder), json.dumps(ids), str(count))
+    for _ in range(5):
+        done = peer.run(python, "-c", peer.GENERATE, str(folder), json.dumps(ids), str(count))
+        # optimum-intel 2.2.0 lets OpenVINO share an array of indices that is gone when a busy machine comes to read it
+        if "beam idx batch: 0" not in done.stderr:
+            break
     assert done.returncode == 0, done.stderr
     kind, read, found = json.loads(done.stdout.splitlines()[-1])
     assert kind == "OVModelForCausalLM"

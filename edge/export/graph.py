@@ -120,6 +120,8 @@ def assemble(ends: ov.Model, layers: Iterable[ov.Model]) -> ov.Model:
     sinks = []
     for layer in layers:
         for parameter in layer.get_parameters():
+            # Names go over to what takes its place, and of an input with two names optimum-intel finds one, any.
+            parameter.output(0).set_names(set())
             parameter.output(0).replace(sources[parameter.get_friendly_name()])
         sources["hidden"] = layer.get_results()[0].input_value(0)
         sinks += layer.get_sinks()

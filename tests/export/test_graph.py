@@ -10,11 +10,12 @@ import numpy as np
 import openvino as ov
 import pytest
 
-from edge.export.graph import build_model, rotary_row_order
+from edge.export.graph import build_model
 from edge.export.verify_ir import check_fusions
 from edge.infer import EXACT, compiled_layers
 from edge.model import forward
 from edge.model.checkpoint import Checkpoint, Weight
+from edge.model.rotary import rotary_row_order
 from edge.model.spec import GlmSpec
 from tests.conftest import write_checkpoint
 
@@ -119,6 +120,13 @@ def test_beam_idx_reorders_the_cache(pair: tuple[Any, Any]) -> None:
     swapped = run(request, new, np.ones((2, 7), np.int64), beams=[1, 0])
     np.testing.assert_allclose(swapped, straight[::-1], atol=1e-5)
     assert np.abs(straight[0] - straight[1]).max() > 0.01
+
+
+def test_each_input_has_one_name(tiny: Path) -> None:
+    """Of two, `get_any_name` takes one by chance: optimum-intel then hands over no beam_idx."""
+    checkpoint = Checkpoint(tiny)
+    names = [port.get_names() for port in build_model(checkpoint.spec, checkpoint.weight).inputs]
+    assert names == [{"input_ids"}, {"attention_mask"}, {"position_ids"}, {"beam_idx"}]
 
 
 def test_graph_equals_the_numpy_definition(tiny: Path) -> None:

@@ -114,11 +114,7 @@ def test_the_pocket_model(python: Path, tmp_path: Path) -> None:
 
 
 def generated(python: Path, folder: Path, ids: list[int] | str, count: int) -> tuple[list[int], list[int]]:
-    for _ in range(5):
-        done = peer.run(python, "-c", peer.GENERATE, str(folder), json.dumps(ids), str(count))
-        # Seen on a busy machine, cause unknown: OpenVINO finds none of the indices that optimum-intel 2.2.0 hands it.
-        if "beam idx batch: 0" not in done.stderr:
-            break
+    done = peer.run(python, "-c", peer.GENERATE, str(folder), json.dumps(ids), str(count))
     assert done.returncode == 0, done.stderr
     kind, read, found = json.loads(done.stdout.splitlines()[-1])
     assert kind == "OVModelForCausalLM"

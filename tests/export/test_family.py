@@ -180,7 +180,9 @@ def test_remote_code_is_neither_run_nor_asked_for(tmp_path: Path) -> None:
 # What real folders hold ---------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["chatglm", "glm", "glm4"])
+@pytest.fixture(
+    params=["chatglm", pytest.param("glm", marks=pytest.mark.heavy), pytest.param("glm4", marks=pytest.mark.heavy)]
+)
 def real_tokenizer(request: pytest.FixtureRequest, shared_data: Path, tmp_path: Path) -> Path:
     """A tiny model with GLM-4's own tokenizer, template and stop ids, in each layout."""
     sizes = {**SIZES, "vocab_size": 151552, "hidden_size": 32, "intermediate_size": 64, "head_dim": 4}

@@ -155,6 +155,7 @@ class TestAFullCache:
 
     QUESTIONS = (COPY, QUOTE, CODE, CAPITAL, STORY)
 
+    @pytest.mark.heavy
     def test_answers_at_once_that_do_not_fit_together(self, own: Engine, pocket_dir: Path) -> None:
         sampling = replace(GREEDY, max_new_tokens=None)
         with Engine.load(pocket_dir, Settings("CPU", EXACT, context=400)) as engine:

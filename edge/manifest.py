@@ -16,6 +16,8 @@ FILE_NAME = "edge.json"
 FORMAT = 1
 OURS, OPTIMUM = "glm4-edge", "optimum"
 EXPORTERS = (OURS, OPTIMUM)
+MERGED = "lora: "
+"""How the names of adapters begin among the digests of what a model was made from."""
 MODEL_FILE = "openvino_model.xml"
 TOKENIZER_FILES = tuple(f"openvino_{name}tokenizer.{kind}" for name in ("", "de") for kind in ("xml", "bin"))
 """What OpenVINO reads without looking whether it is whole: damaged, they end the process. They are small."""
@@ -38,6 +40,12 @@ class Source(_Section):
     sha256: dict[str, str]
     """Digest of each file of the checkpoint that was read, of a calibration text that the user gave, and of adapters
     that were merged into it."""
+
+    @property
+    def merged(self) -> list[str]:
+        """Adapters that are part of the weights, with their scales where those are not 1."""
+        names = [name.removeprefix(MERGED) for name in self.sha256 if name.startswith(MERGED)]
+        return [name for name in names if not name.endswith(", adapter_config.json")]
 
 
 class Architecture(_Section):

@@ -12,7 +12,7 @@ import click
 
 from edge.commands import itrex
 from edge.commands.itrex import RUNTIME_OPTION
-from edge.report import progress_lines
+from edge.report import progress_lines, say
 
 if TYPE_CHECKING:
     from edge.runtime.settings import Runtime
@@ -72,6 +72,7 @@ def parity(
     """
     from edge.commands.named import exported
     from edge.errors import VerificationError
+    from edge.manifest import Manifest
     from edge.runtime import parity as runs
     from edge.runtime.refstore import Reference
 
@@ -80,6 +81,10 @@ def parity(
         itrex.settings_for(device, None)
     stored = Reference.read(reference.expanduser())
     itrex.told(runtime)
+    merged = Manifest.read(folder).source.merged
+    if merged:
+        say(f"{' and '.join(merged)} was merged into {folder}, and not into the reference's checkpoint: the figures "
+            "say how far both lead away from it, adapters and rounding.")  # fmt: skip
     with progress_lines() as progress:
         found = runs.compare(folder, stored, device, progress, runtime=runtime)
     failed = runs.failures(found.groups["all"], {_option(name): value for name, value in bounds.items()})

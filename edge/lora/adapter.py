@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.errors import CheckpointError
-from edge.lora.asked import WEIGHTS, Asked
+from edge.lora.asked import CONFIG, WEIGHTS, Asked
 from edge.lora.config import Config
 from edge.model.checkpoint import map_tensors
 from edge.model.hub import is_repository
@@ -44,8 +44,8 @@ class Adapter:
     config: Config
     deltas: Mapping[str, Delta]
     """By the matrix in `GlmSpec.tensor_shapes`, without `.weight`: model.layers.0.self_attn.q_proj."""
-    sha256: str
-    """Of its weights."""
+    sha256: Mapping[str, str]
+    """Of its files by their names: the config, too, decides what it adds."""
 
     @classmethod
     def read(cls, asked: Asked, spec: GlmSpec) -> Adapter:
@@ -62,19 +62,29 @@ class Adapter:
         places = _places(spec)
         deltas: dict[str, Delta] = {}
         for module, sides in pairs.items():
-            factor = np.float32(config.scale_of(module) * asked.scale)
+            with np.errstate(over="ignore"):  # told below
+                factor = np.float32(config.scale_of(module) * asked.scale)
             for target, rows in _targets(path, module, places):
                 if target in deltas:
                     raise CheckpointError(f"{path} has two pairs for {target}", hint="Save the adapter again.")
                 shape = spec.tensor_shapes()[target + ".weight"]
                 a, b = _checked(path, module, sides, config, rows, shape, places[module])
-                deltas[target] = Delta(a, b * factor)
-        return cls(asked, config, deltas, hashlib.sha256(path.read_bytes()).hexdigest())
+                with np.errstate(over="ignore", invalid="ignore"):
+                    b = b * factor
+                if not np.isfinite(b).all():
+                    raise CheckpointError(
+                        f"{asked.folder} at the scale {asked.scale:g} is more than float32 holds",
+                        hint="Ask for a smaller scale; 1 is as it was trained.",
+                    )
+                deltas[target] = Delta(a, b)
+        files = {name: hashlib.sha256((asked.folder / name).read_bytes()).hexdigest() for name in (WEIGHTS, CONFIG)}
+        return cls(asked, config, deltas, files)
 
     @property
     def label(self) -> str:
         """Its name, and its scale where that is not 1."""
-        return self.asked.name + ("" if self.asked.scale == 1 else f" at {self.asked.scale:g}")
+        scale = str(self.asked.scale).removesuffix(".0")  # all of it: two scales are two exports
+        return self.asked.name + ("" if self.asked.scale == 1 else f" at {scale}")
 
 
 def other_base(config: Config, model: str) -> str | None:
@@ -117,7 +127,13 @@ def _pairs(path: Path) -> dict[str, dict[str, Array]]:
                 f"{path}: the tensor {name} holds values that are not finite",
                 hint="Its training has diverged: take an earlier checkpoint, or train with a lower learning rate.",
             )
-        pairs.setdefault(match["module"], {})[match["side"]] = values
+        sides = pairs.setdefault(match["module"], {})
+        if match["side"] in sides:
+            raise CheckpointError(
+                f"{path} has two matrices {match['side']} for {match['module']}, {name} among them",
+                hint="Two adapters were saved into one file: save each by itself.",
+            )
+        sides[match["side"]] = values
     if not pairs:
         raise CheckpointError(f"{path} holds no tensors", hint="Save the adapter again.")
     return pairs

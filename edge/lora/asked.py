@@ -68,6 +68,8 @@ def parse(text: str) -> Asked:
         if not math.isfinite(scale):
             raise UsageError(f"the scale {tail} of {path} is no number", hint="Write PATH:SCALE, such as ./lora:0.5.")
     folder = Path(path).expanduser().absolute()
+    if ".." in folder.parts:  # which would be its name
+        folder = folder.resolve()
     return Asked(folder.parent if folder.name == WEIGHTS else folder, scale)
 
 

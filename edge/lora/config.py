@@ -14,7 +14,7 @@ from edge.errors import CheckpointError
 from edge.lora.asked import CONFIG, WEIGHTS, Asked
 
 _PREFIXES = ("PREFIX_TUNING", "P_TUNING", "PROMPT_TUNING", "MULTITASK_PROMPT_TUNING")
-_CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq")
+_CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Beginnings of `init_lora_weights` after which the base model's own weights are others, too."""
 _LORA = "Train it with LoRA on the linear layers alone."
 _WHOLE = "Merge it with the base model in PEFT (merge_and_unload), and export what that gives."

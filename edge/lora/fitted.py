@@ -59,7 +59,8 @@ def places(folder: Path, spec: GlmSpec, targets: Iterable[str]) -> dict[str, Pla
     for target in targets:
         name = target + _UNSCALED if target + _UNSCALED in nodes else target
         if name not in nodes:
-            raise ModelError(f"{folder} has no matrix {target}", hint="Export it again with this version of glm4-edge.")
+            hint = "Adapters go onto what glm4-edge's own exporter made: export it again with that."
+            raise ModelError(f"{folder} has no matrix {target}", hint=hint)
         kind = target.rpartition(".")[2]
         heads = {"q_proj": spec.num_heads, "k_proj": spec.num_kv_heads}.get(kind)
         order = None if heads is None else rotary_row_order(heads, spec.head_dim, spec.rotary_dim)

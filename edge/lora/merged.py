@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from edge.lora.adapter import Adapter
+from edge.lora.asked import WEIGHTS
+from edge.manifest import MERGED
 from edge.model.checkpoint import Checkpoint, Weight
 
 
@@ -42,7 +44,11 @@ class Merged(Checkpoint):
 
     def digests(self) -> dict[str, str]:
         """Of the adapters, as edge.json keeps them beside those of the checkpoint's files."""
-        return {f"lora: {adapter.label}": adapter.sha256 for adapter in self.adapters}
+        return {
+            f"{MERGED}{adapter.label}" + ("" if name == WEIGHTS else f", {name}"): digest
+            for adapter in self.adapters
+            for name, digest in adapter.sha256.items()
+        }
 
 
 def _rounded(values: np.ndarray) -> np.ndarray:

@@ -35,6 +35,7 @@ def read(folder: Path, scale: float = 1.0) -> Adapter:
         ({"bias": "all"}, 'bias = "all": biases were trained'), ({"lora_bias": True}, "lora_bias = true"),
         ({"fan_in_fan_out": True}, "fan_in_fan_out = true"),
         ({"init_lora_weights": "pissa_niter_4"}, "pissa_niter_4.*own weights were changed"),
+        ({"init_lora_weights": "lora_ga"}, "lora_ga.*own weights were changed"),
         ({"r": 0}, "r is 0"), ({"r": True}, "r is True"), ({"lora_alpha": "x"}, "lora_alpha is 'x'"),
         ({"lora_alpha": float("nan")}, "lora_alpha is nan"), ({"rank_pattern": [3]}, r"rank_pattern is \[3\]"),
         ({"r": 5}, r"down_proj has matrices of .* rank 5 on this model asks for \[48, 5\] and \[5, 96\]"),
@@ -50,6 +51,7 @@ def test_a_config_that_cannot_be_had(config: dict[str, Any], said: str, tmp_path
     ("changes", "said"),
     [
         ({Q: np.full((4, 48), np.nan, np.float32)}, "q_proj.lora_A.weight holds values that are not finite"),
+        ({Q.replace("A.weight", "A.second.weight"): np.ones((4, 48), np.float32)}, "two matrices A for .*q_proj"),
         ({Q: None}, "lora_A of model.layers.0.self_attn.q_proj is missing"),
         ({Q: np.ones((4, 64), np.float32)}, r"matrices of \[48, 4\] and \[4, 64\]"),
         ({Q.replace("0", "7"): np.ones((4, 48), np.float32)}, "adapts model.layers.7.self_attn.q_proj, which"),
@@ -116,6 +118,27 @@ def test_scales(tmp_path: Path) -> None:
     ):  # fmt: skip
         found, product = delta(folder, scale, **config)
         np.testing.assert_allclose(found, factor * product, rtol=1e-4, atol=1e-6)
+
+
+def test_a_scale_that_no_float_holds(tmp_path: Path) -> None:
+    """It is a number, and what it makes of the matrices is none."""
+    folder = write_adapter(tmp_path / "a", SPEC)
+    for scale in (1e300, -1e39):
+        with pytest.raises(CheckpointError, match="more than float32 holds"):
+            read(folder, scale)
+    assert all(not delta.b.any() for delta in read(folder, 0.0).deltas.values())
+
+
+def test_its_digests_tell_all_that_decides(tmp_path: Path) -> None:
+    """Another alpha beside the same weights is another adapter; and so is a scale a little off."""
+    one, other = (read(write_adapter(tmp_path / name, SPEC)) for name in ("one", "other"))
+    assert one.sha256 == other.sha256
+    path = tmp_path / "other" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "lora_alpha": 16}))
+    changed = read(tmp_path / "other").sha256
+    assert {name for name, digest in changed.items() if digest != one.sha256[name]} == {"adapter_config.json"}
+    labels = {scale: read(tmp_path / "one", scale).label for scale in (1.0, 2.0, 0.5, 0.1234567, 0.12345678)}
+    assert list(labels.values()) == ["one", "one at 2", "one at 0.5", "one at 0.1234567", "one at 0.12345678"]
 
 
 @pytest.mark.parametrize("modules", [HF, tuple(CHATGLM)])

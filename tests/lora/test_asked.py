@@ -29,6 +29,11 @@ def test_a_folder_that_is_there_is_taken_as_it_is_written(tmp_path: Path) -> Non
     assert parse(str(tmp_path / "lora:3")) == Asked(tmp_path / "lora:3")
 
 
+def test_a_name_is_never_two_dots(tmp_path: Path) -> None:
+    (tmp_path / "mine" / "inner").mkdir(parents=True)
+    assert parse(str(tmp_path / "mine" / "inner" / "..")).name == "mine"
+
+
 @pytest.mark.parametrize("scale", ["nan", "inf", "-inf", "1e999"])
 def test_a_scale_is_a_number(scale: str) -> None:
     with pytest.raises(UsageError, match=f"the scale {scale} of x is no number"):

@@ -185,10 +185,16 @@ def _asked_for(lora: Sequence[str], named: str, *, per_request: bool, prompt_loo
 def _check_adapters(folder: Path, loras: Loras) -> None:
     """Hold the adapters against the exported model, before it is loaded."""
     from edge.lora.adapter import Adapter, other_base
-    from edge.manifest import Manifest
+    from edge.manifest import OURS, Manifest
     from edge.model.spec import GlmSpec
 
-    spec, source = GlmSpec.from_folder(folder), Manifest.read(folder).source
+    made = Manifest.read(folder)
+    if made.exporter != OURS:
+        raise ModelError(
+            f"{folder} was traced by {made.exporter}, and adapters find their matrices by our names",
+            hint="Export it with glm4-edge's own exporter, or leave --lora out.",
+        )
+    spec, source = GlmSpec.from_folder(folder), made.source
     for asked in loras.asked:
         remark = other_base(Adapter.read(asked, spec).config, source.model)
         if remark:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edge import golden as goldens
+from edge.files import home
 from edge.lora.asked import Loras
 from edge.messages import Progress
 from edge.runtime import canary
@@ -50,7 +51,8 @@ def open_guarded(
         load = RemoteEngine.load if loras is None else functools.partial(RemoteEngine.load, loras=loras)
     if loras is not None and not loras.per_request and golden is not None:
         golden = golden.beyond(BLOCK["CPU"])  # see `Engine.probe`
-    choices = Choices()
+    # With adapters the graph is another: what is found of it says nothing of the plain model, nor the other way round.
+    choices = Choices() if loras is None else Choices(home() / "choices-lora")
     late: Judge | None = None
     first = True
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from edge.cli import _run
+from edge.commands import loading
+from edge.errors import ModelError
+from edge.lora.asked import Loras, parse_all
 from edge.model.spec import GlmSpec
 from tests.conftest import TINY_CONFIG, write_checkpoint
 from tests.lora.made import write_adapter
@@ -46,6 +51,26 @@ def test_the_same_export_with_another_adapter_is_another(
     ):  # fmt: skip
         assert _run(["export", str(checkpoint), out, "--weights", "bf16", *options]) == 0
         assert ("in " + out + " already" in capsys.readouterr().err) == again, options
+
+
+def test_the_same_weights_with_another_alpha_are_another_export(
+    checkpoint: Path, adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["export", str(checkpoint), str(tmp_path / "out"), "--weights", "bf16", "--merge-lora", str(adapter)]
+    assert _run(asked) == 0
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "lora_alpha": 32}))
+    assert _run(asked) == 0
+    assert "already" not in capsys.readouterr().err
+
+
+def test_a_traced_export_is_told_apart(tiny_npu: Path, adapter: Path, tmp_path: Path) -> None:
+    """Before it is loaded, and so before its failure is held against a device."""
+    folder = Path(shutil.copytree(tiny_npu, tmp_path / "traced"))
+    told = json.loads((folder / "edge.json").read_text(encoding="utf-8"))
+    (folder / "edge.json").write_text(json.dumps({**told, "exporter": "optimum"}), encoding="utf-8")
+    with pytest.raises(ModelError, match="was traced by optimum"):
+        loading._check_adapters(folder, Loras(parse_all([str(adapter)])))
 
 
 def test_serve_refuses_an_adapter_with_the_models_name(

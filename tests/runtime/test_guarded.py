@@ -14,6 +14,7 @@ import pytest
 from edge import golden as goldens
 from edge.errors import ContextError, DeviceError, ModelError, ResourceError
 from edge.files import HOME_VARIABLE
+from edge.lora.asked import Loras
 from edge.messages import Chunk, Conversation, Message, Sampling, Usage
 from edge.runtime import canary
 from edge.runtime.canary import Finding
@@ -597,6 +598,15 @@ class TestOpened:
         with pytest.raises(ModelError, match=r"golden\.safetensors is damaged"):
             open_guarded(folder, Settings("CPU"))
         assert Choices().about(folder, "CPU") == []
+
+    def test_what_fails_with_adapters_is_not_held_against_the_model(self, tiny_npu: Path) -> None:
+        def load(folder: Path, settings: Settings) -> Any:
+            raise DeviceError("no graph with adapters here", hint="")
+
+        before = Choices().about(tiny_npu, "CPU")
+        with pytest.raises(DeviceError, match="no graph with adapters"):
+            open_guarded(tiny_npu, Settings("CPU"), loras=Loras(), load=load)
+        assert Choices().about(tiny_npu, "CPU") == before
 
     def test_a_context_with_room_for_few_golden_prompts(self, tiny_npu: Path) -> None:
         with open_guarded(tiny_npu, Settings("CPU", context=20)) as engine:

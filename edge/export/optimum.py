@@ -129,6 +129,15 @@ def _feeds(samples: list[list[int]]) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def _said(line: str) -> dict[str, Any]:
+    """A line of the process's; what PyTorch or a library of its printed while it was imported says nothing."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def _trace(folder: Path, out: Path, progress: Progress) -> None:
     """Have it traced in a process of its own: its memory is free again then, and Ctrl-C ends it at once."""
     command = [sys.executable, "-c", _BEGIN, str(Path(edge.__file__).parents[1]), str(folder.absolute()), str(out)]
@@ -137,14 +146,15 @@ def _trace(folder: Path, out: Path, progress: Progress) -> None:
     told: dict[str, Any] = {}
     with log.open("wb") as errors:
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, encoding="utf-8"
-        )
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, encoding="utf-8",
+            errors="replace",
+        )  # fmt: skip
         try:
             assert process.stdout is not None
             for line in process.stdout:
-                told = json.loads(line)
-                if "stage" in told:
-                    progress(told["stage"], 0, 0)
+                told |= _said(line)
+                if stage := told.pop("stage", None):
+                    progress(stage, 0, 0)
             process.wait()
         finally:
             process.kill()

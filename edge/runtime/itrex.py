@@ -57,6 +57,7 @@ class Worker:
     """
 
     def __init__(self, command_: Sequence[str] | None = None) -> None:
+        words = list(command_ or command())  # before there is anything to be left behind
         self._scratch = tempfile.TemporaryDirectory(prefix="glm4-edge-itrex-", ignore_cleanup_errors=True)
         self.folder = Path(self._scratch.name)
         self._log = (self.folder / "log").open("wb")
@@ -68,8 +69,8 @@ class Worker:
         env = {name: value for name, value in os.environ.items() if name not in hidden}
         env |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         self._process = subprocess.Popen(
-            command_ or command(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, env=env,
-            cwd=self.folder, text=True, encoding="utf-8",
+            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, env=env, cwd=self.folder, text=True,
+            encoding="utf-8", errors="replace",
         )  # fmt: skip
         threading.Thread(target=self._read, name="itrex reader", daemon=True).start()
         try:
@@ -94,7 +95,14 @@ class Worker:
         with self._turn:
             number = next(self._numbers)
             self._send({"id": number, "do": what, **facts})
-            return self._await(number, told, look)
+            try:
+                return self._await(number, told, look)
+            except DeviceError:
+                raise
+            except BaseException:  # the asker's own: whoever asks next is not to wait for this
+                with contextlib.suppress(DeviceError):
+                    self._send({"id": number, "do": "cancel"})
+                raise
 
     def close(self) -> None:
         """End the process and remove what it wrote."""
@@ -151,8 +159,10 @@ class Worker:
         with contextlib.suppress(OSError, ValueError):
             assert self._process.stdout is not None
             for line in self._process.stdout:
-                with contextlib.suppress(ValueError):
-                    self._answers.put(json.loads(line))
+                with contextlib.suppress(ValueError):  # what a library printed, as any other line without a number
+                    found = json.loads(line)
+                    if isinstance(found, dict) and "id" in found:
+                        self._answers.put(found)
         self._answers.put(None)
 
     def _lost(self) -> DeviceError:

@@ -184,7 +184,7 @@ def _probe(candidate: str) -> Any:
 def _install(words: Sequence[str], total: int, progress: Progress) -> None:
     """Run pip and count what it says it is at. What was downloaded lies in pip's cache if it is interrupted."""
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8",
-                               errors="replace")  # fmt: skip
+                               errors="replace", env=_environment())  # fmt: skip
     said: list[str] = []
     seen: set[str] = set()
     try:
@@ -210,9 +210,15 @@ def _install(words: Sequence[str], total: int, progress: Progress) -> None:
         )
 
 
+def _environment() -> dict[str, str]:
+    """Without other interpreters' packages: pip would find them in the new place, where they are not."""
+    return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+
+
 def _run(words: Sequence[str], cwd: Path | None = None) -> str:
     try:
-        return subprocess.run(words, capture_output=True, text=True, check=True, cwd=cwd).stdout
+        done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=cwd, env=_environment())
+        return done.stdout
     except (OSError, subprocess.CalledProcessError) as error:
         said = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
         raise DownloadError(

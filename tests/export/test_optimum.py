@@ -174,6 +174,7 @@ def silent(stage: str, done: int, total: int) -> None:
         ("import sys; sys.stderr.write('no such thing'); sys.exit(3)", "it ended with 3: no such thing"),
         ('print(\'{"error": "ValueError: too new"}\'); raise SystemExit(1)', "ValueError: too new"),
         ("raise SystemExit(0)", "it ended with 0"),
+        ("print('Intel MKL WARNING\\n7'); raise SystemExit(2)", "it ended with 2"),
     ],
 )
 def test_a_trace_that_fails_leaves_nothing(

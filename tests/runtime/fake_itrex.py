@@ -44,6 +44,7 @@ def main() -> None:
         sys.exit(0)  # as ITREX does
     threading.Thread(target=read, daemon=True).start()
     print("not JSON, as a library might print")
+    print('123\n["a list"]\n{"no": "number"}')
     tell(0, ok={"torch": "fake"})
     vocab, seen = 0, []
     while True:

@@ -19,7 +19,9 @@ import pytest
 
 from edge.batch.journal import partial
 from edge.cli import _run
+from edge.commands.batch import _settings
 from edge.files import alone
+from edge.messages import Sampling
 from edge.runtime.echo import EchoEngine
 
 COMMAND = [sys.executable, "-m", "edge", "batch"]
@@ -111,6 +113,18 @@ def test_it_goes_on_where_it_was_stopped(engine: Loaded, tmp_path: Path, capsys:
     assert engine.asked == [f"prompt {number}" for number in range(4, 9)]
     assert contents(out) == [f"prompt {number}" for number in range(9)]
     assert not partial(out).exists()
+
+
+def test_an_adapter_that_was_trained_further_is_another_setting(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text("{}")
+    told = []
+    for weights, scale in (("a", ""), ("b", ""), ("b", ":0.5"), ("b", ":0.5")):
+        (folder / "adapter_model.safetensors").write_text(weights)
+        told.append(_settings(Sampling(), None, {"lora": (f"{folder}{scale}",)}))
+    assert told[0] != told[1] != told[2] == told[3]
+    assert _settings(Sampling(), None, {"lora": ()})["lora"] == []
 
 
 @pytest.mark.parametrize(

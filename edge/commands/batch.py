@@ -242,7 +242,24 @@ def _settings(asked: Sampling, system: str | None, options: dict[str, Any]) -> d
     passed = {name: value for name, value in options.items() if name not in ("yes", "no_fallback")}
     sampling = {name: value for name, value in asdict(asked).items() if value is not None}
     settings: dict[str, Any] = json.loads(json.dumps({"system": system, **passed, **sampling}))
+    if options.get("lora"):  # trained further, or by a path from elsewhere, it is another under the same words
+        settings["lora"] = _adapters(options["lora"])
     return settings
+
+
+def _adapters(texts: Sequence[str]) -> list[list[Any]]:
+    """Scale and digests of each; what is not there is told when the model is loaded."""
+    from edge.lora.asked import CONFIG, WEIGHTS, parse_all
+
+    return [
+        [asked.scale]
+        + [
+            hashlib.sha256((asked.folder / name).read_bytes()).hexdigest()
+            for name in (CONFIG, WEIGHTS)
+            if (asked.folder / name).is_file()
+        ]
+        for asked in parse_all(texts)
+    ]
 
 
 def _say_models(lines: Sequence[Line], name: str) -> None:

@@ -219,6 +219,29 @@ def test_a_worker_that_fails_while_loading(
     assert {child.pid for child in psutil.Process().children()} <= before
 
 
+def test_who_breaks_off_keeps_nobody_waiting() -> None:
+    """An answer whose asker fails is not computed to its end."""
+    worker = itrex.Worker([sys.executable, str(Path(__file__).with_name("fake_itrex.py")), "slow"])
+    asked = {"ids": [1], "max_new_tokens": 10**6, "echo": False, "stop": [], "sampling": {}}
+
+    def breaks() -> bool:
+        raise RuntimeError("the asker's own")
+
+    try:
+        worker.ask("begin", config={"vocab_size": 9})
+        with pytest.raises(RuntimeError, match="the asker's own"):
+            worker.ask("generate", look=breaks, **asked)
+        begin = time.monotonic()
+
+        def patient() -> bool:
+            assert time.monotonic() - begin < 20, "the worker is still at what nobody wants"
+            return True
+
+        assert worker.ask("ready", look=patient) == 0
+    finally:
+        worker.close()
+
+
 def test_a_worker_that_dies_while_answering(exported: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     fake(monkeypatch, "die in generate")
     with Engine.load(exported("int8"), ITREX) as engine:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edge import __version__
 from edge.commands.named import exported, is_name
 from edge.commands.quality_checkpoint import at_hand, reference_of
 from edge.errors import UsageError
@@ -20,6 +21,7 @@ from edge.model import tokenizer
 from edge.quality import distance, harness, needle, protocols, texts
 from edge.quality.record import Model, Record
 from edge.report import say
+from edge.runtime import tuned
 from edge.runtime.choices import Choices, ir_digest, versions
 from edge.runtime.refstore import Reference
 
@@ -199,8 +201,11 @@ class _Measuring:
             )  # fmt: skip
 
     def _key(self, folder: Path, place: str) -> str:
-        """Of this model's answers as they are made here: another model, device or OpenVINO makes others."""
-        told = repr((ir_digest(folder), place, self._wanted.exact, self._wanted.context, versions()))
+        """Of this model's answers as they are made here: another model, device, setting or version makes others."""
+        found = tuned.read(folder, place)
+        settings = None if found is None else (sorted(found.properties.items()), found.step_tokens)
+        wanted = self._wanted
+        told = repr((ir_digest(folder), place, wanted.exact, wanted.context, settings, __version__, versions()))
         return hashlib.sha256(told.encode()).hexdigest()[:24]
 
     def _engine(self, folder: Path, place: str) -> Guarded:

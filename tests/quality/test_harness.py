@@ -186,6 +186,10 @@ def test_what_we_do_not_have_is_refused(tasks: Path, monkeypatch: pytest.MonkeyP
         harness.run(adapted(), {"no_such": protocols.protocol("no_such")})
     with pytest.raises(ContextError, match="do not fit"):
         harness.run(adapted(engine=_short()), {"a": protocols.protocol("edge_answers")}, folder=tasks)
+    unsafe = tasks / "edge_answers.yaml"  # one that only lm-eval knows to run code
+    unsafe.write_text(unsafe.read_text(encoding="utf-8") + "\nunsafe_code: true\n", encoding="utf-8")
+    with pytest.raises(UsageError, match="runs programs"):
+        harness.run(adapted(engine=Says("Paris")), {"a": protocols.protocol("edge_answers")}, folder=tasks)
     broken = (tasks / "edge_choices.yaml").read_text(encoding="utf-8").replace("choices.jsonl", "gone.jsonl")
     (tasks / "edge_choices.yaml").write_text(broken, encoding="utf-8")
     with pytest.raises(UsageError, match="edge_choices cannot be run"):

@@ -47,6 +47,7 @@ def test_the_pocket_model_is_near_its_checkpoint(
     alone = distance.from_text(pocket_dir, windows, "CPU", exact=True)
     assert alone.digest == model.distance.digest and alone.kl == []
     assert np.allclose(alone.losses, model.distance.losses, atol=2e-3)
+    assert np.isclose(found.perplexity, np.exp(np.mean(model.distance.losses)), rtol=1e-4)  # of every token
     assert alone.figures["text.txt"].tokens == len(alone.losses) == found.tokens
 
 

@@ -93,7 +93,8 @@ def _export(results: Path) -> Iterator[Line]:
             )
             for who, row in medians.items()
         }
-        what = f"int4 export at GLM-4-9B's size, {'cold' if settings['cold'] else 'warm'} disk"
+        times = "one run" if settings["repeats"] == 1 else f"median of {settings['repeats']}"
+        what = f"int4 export at GLM-4-9B's size, {'cold' if settings['cold'] else 'warm'} disk, {times}"
         yield what, cells.pop("ours"), _beside(cells), _on(found["machine"])
 
 

@@ -81,13 +81,13 @@ def test_an_export_beside_another_and_a_reference(tmp_path: Path) -> None:
     write(
         tmp_path,
         "export_9b",
-        {"machine": MACHINE, "settings": {"cold": True}, "medians": {"ours": run, "optimum-intel": peer}},
+        {"machine": MACHINE, "settings": {"cold": True, "repeats": 1}, "medians": {"ours": run, "optimum-intel": peer}},
     )
     roads = {"layer, triton, matmul": 160.62, "transformers eager": 21.91, "layer, other": 173.0}
     told = {name: {"decode_tokens_per_s": rate} for name, rate in roads.items()}
     write(tmp_path, "reference_cuda", {"gpu": {"9b": {"gpu": {"name": "NVIDIA H200"}, "roads": told}}})
     made = readme.table(tmp_path)
-    assert "cold disk | 87 s, 1.1 GB of memory, the proof included, no PyTorch | " in made
+    assert "cold disk, one run | 87 s, 1.1 GB of memory, the proof included, no PyTorch | " in made
     assert "| optimum-intel 376 s, 11.8 GB of memory, 18.8 GB of temporary disk, no proof |" in made
     assert "decode | 161 tokens/s | transformers eager 22 tokens/s | one NVIDIA H200 |" in made
 

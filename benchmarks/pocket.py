@@ -48,6 +48,7 @@ def main(repeats: int, new_tokens: int, out: Path) -> None:
         ]
         click.echo("settings …", err=True)
         speeds = _speeds(folder, repeats, new_tokens)
+    export["last_line"] = export["last_line"].replace(str(folder), "pocket")  # no path of this machine
     result = {
         "machine": machine(),
         "versions": versions("glm4-edge", "openvino", "openvino-genai", "nncf"),

@@ -61,7 +61,8 @@ def table(results: Path) -> str:
             "",
             "Written by `python -m benchmarks.readme` from `benchmarks/results`, where machines, versions and raw",
             "samples lie. OpenVINO GenAI stands for its own defaults, on a model made with optimum-intel's",
-            "4-bit defaults.",
+            "4-bit defaults. Memory is the peak of what a program holds itself, without cached files.",
+            "A perplexity in short windows is higher than one of a whole text: compare it within its line only.",
             "",
         ]
     )
@@ -85,10 +86,15 @@ def _export(results: Path) -> Iterator[Line]:
         medians, settings = found["medians"], found["settings"]
         cells = {
             who: f"{row['wall_seconds']:.0f} s, {row['peak_anonymous_bytes'] / 1e9:.1f} GB of memory"
-            + (", no PyTorch" if who == "ours" else f", {row['temporary_disk_bytes'] / 1e9:.1f} GB of temporary disk")
+            + (
+                ", the proof included, no PyTorch"
+                if who == "ours"
+                else f", {row['temporary_disk_bytes'] / 1e9:.1f} GB of temporary disk, no proof"
+            )
             for who, row in medians.items()
         }
-        what = f"int4 export at GLM-4-9B's size, {'cold' if settings['cold'] else 'warm'} disk, proof included"
+        times = "one run" if settings["repeats"] == 1 else f"median of {settings['repeats']}"
+        what = f"int4 export at GLM-4-9B's size, {'cold' if settings['cold'] else 'warm'} disk, {times}"
         yield what, cells.pop("ours"), _beside(cells), _on(found["machine"])
 
 
@@ -105,20 +111,21 @@ def _quality(results: Path) -> Iterator[Line]:
     def line(what: str, said: dict[str, str]) -> Line:
         return what, said.pop(_OURS), _beside(said), where
 
-    yield line("the pocket model in int4", {who: f"{size / 1e6:.0f} MB" for who, size in sizes.items()})
+    yield line("the pocket model in int4, on disk", {who: f"{size / 1e6:.0f} MB" for who, size in sizes.items()})
     run = {who: row["as_run"] for who, row in rows.items()}
     text = "WikiText-2" if found["text"] == "wiki.test.raw" else found["text"]
     said = {who: f"{row['perplexity']:.1f}" for who, row in run.items()}
-    yield line(f"its perplexity on {text} ({found['tokens']:,} tokens)", said)
+    yield line(f"its perplexity on {text} ({found['tokens']:,} tokens in windows of {found['window']})", said)
     said = {who: f"{row['kl_mean']:.3f}, {row['top1_agreement']:.0%}" for who, row in run.items() if who != "bf16"}
-    yield line("its KL divergence to bf16, top-1 agreement", said)
+    yield line("its KL divergence to bf16 in nats, and how often both like the same token best", said)
 
 
 def _answer(results: Path) -> Iterator[Line]:
     found = _read(results, "pocket")
     if found is not None:
         seconds = statistics.median(answer["wall_seconds"] for answer in found["first_answer"])
-        yield "from typing the command to its whole first answer", f"{seconds:.1f} s", "", _on(found["machine"])
+        what = "from typing the command to its whole first answer, once exported"
+        yield what, f"{seconds:.1f} s", "", _on(found["machine"])
 
 
 def _speeds(results: Path) -> Iterator[Line]:
@@ -132,6 +139,8 @@ def _speeds(results: Path) -> Iterator[Line]:
             firsts = {who: f"{row['first_token_seconds']:.1f} s" for who, row in figures.items()}
             yield f"{asked}: process start to first token", firsts.pop(_OURS), _beside(firsts), _on(found["machine"])
             rates = {who: _rates(row["prefill_rate"], row["decode_rate"]) for who, row in figures.items()}
+            for who, told in found.get("ours_to_peer", {}).items():
+                rates[who] += _alike(told)
             yield f"{asked}: prefill, decode", rates.pop(_OURS), _beside(rates), _on(found["machine"])
         elif shape == "pocket" and alone is not None:
             row = alone["speeds"]["as chat runs it"]
@@ -141,6 +150,13 @@ def _speeds(results: Path) -> Iterator[Line]:
 
 def _rates(prefill: float, decode: float | None) -> str:
     return f"{prefill:,.0f} and {'—' if decode is None else f'{decode:.{0 if decode >= 20 else 1}f}'} tokens/s"
+
+
+def _alike(told: Mapping[str, Mapping[str, Any]]) -> str:
+    """Which of the two rates is not told from ours by what was measured."""
+    names = (("TTFT", "prefill"), ("TPOT", "decode"))
+    alike = [name for metric, name in names if told.get(metric, {}).get("verdict") == "no difference"]
+    return f" ({' and '.join(alike)}: no difference)" if alike else ""
 
 
 def _reference(results: Path) -> Iterator[Line]:

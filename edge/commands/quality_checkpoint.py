@@ -60,7 +60,7 @@ def at_hand(manifest: Manifest, named: str | None, progress: Progress) -> Locate
 
 
 def reference_of(checkpoint: Located, windows: Sequence[Prompt], progress: Progress) -> Reference:
-    """What a checkpoint says of windows of text; the last token of each counts as the answer to the rest.
+    """What a checkpoint says of windows of text, which have no answers.
 
     Raises:
         CheckpointError: it is damaged, or its numbers are not finite.
@@ -97,7 +97,7 @@ def reference_of(checkpoint: Located, windows: Sequence[Prompt], progress: Progr
         order = np.argsort(-likeliest, axis=1)
         entries.append(
             refstore.Entry(
-                id=window.id, language=window.language, prompt_tokens=len(tokens) - 1, answer_tokens=1, ttft_s=0,
+                id=window.id, language=window.language, prompt_tokens=len(tokens), answer_tokens=0, ttft_s=0,
                 decode_s=0, unlike_forced=0,
             )
         )  # fmt: skip

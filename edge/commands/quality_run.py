@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edge import __version__
 from edge.commands.named import exported, is_name
 from edge.commands.quality_checkpoint import at_hand, reference_of
 from edge.errors import UsageError
@@ -20,6 +21,7 @@ from edge.model import tokenizer
 from edge.quality import distance, harness, needle, protocols, texts
 from edge.quality.record import Model, Record
 from edge.report import say
+from edge.runtime import tuned
 from edge.runtime.choices import Choices, ir_digest, versions
 from edge.runtime.refstore import Reference
 
@@ -70,13 +72,13 @@ def run(models: Sequence[str], wanted: Wanted, bench: Path | None, progress: Pro
         Manifest.read(folder)  # all are there before the first is measured
     if not folders and (wanted.needle or wanted.tasks):
         raise UsageError("there is no model to measure, only files", hint="Name a model, too.")
-    measuring = _Measuring(wanted, protocols_of, progress)
+    measuring, called = _Measuring(wanted, protocols_of, progress), names_of(folders)
     found: list[Model] = []
     for name in models:
         if name in earlier:
             found += earlier[name].models
         else:
-            found.append(measuring.measured(name, folders[name]))
+            found.append(measuring.measured(name, called[name], folders[name]))
     for each in found:
         each.decode_rate = speeds.get((each.name, each.device), each.decode_rate)
     if bench is not None and not any((each.name, each.device) in speeds for each in found):
@@ -99,6 +101,26 @@ def _checked(wanted: Wanted) -> dict[str, Protocol]:
     if found:
         harness.require(tuple(found.values()))
     return found
+
+
+def names_of(folders: Mapping[str, Path]) -> dict[str, str]:
+    """What to call models: a folder by its last part, and by the one above it, too, where others are called so.
+
+    The whole path would tell whose machine it was.
+    """
+    last = {name: folder.resolve().name for name, folder in _given(folders).items()}
+    called = {name: last.get(name, name) for name in folders}
+    twice = {each for each in called.values() if list(called.values()).count(each) > 1}
+    return {
+        name: f"{_given(folders)[name].resolve().parent.name}-{each}" if each in twice and name in last else each
+        for name, each in called.items()
+    }
+
+
+def _given(folders: Mapping[str, Path]) -> dict[str, Path]:
+    """Those that were given as folders, of an exported model or of a checkpoint, rather than by a name."""
+    given = {name: folder if not is_name(name) else Path(name).expanduser() for name, folder in folders.items()}
+    return {name: folder for name, folder in given.items() if not is_name(name) or folder.is_dir()}
 
 
 def _is_record(name: str) -> bool:
@@ -127,15 +149,15 @@ class _Measuring:
         self._stored = None if wanted.reference is None else Reference.read(wanted.reference.expanduser())
         self._made: dict[Path, Reference] = {}
 
-    def measured(self, name: str, folder: Path) -> Model:
-        """Everything wanted of one model."""
+    def measured(self, name: str, called: str, folder: Path) -> Model:
+        """Everything wanted of one model, which tables and files call so."""
         wanted, manifest = self._wanted, Manifest.read(folder)
         place = Choices().resolved(wanted.device, folder)
         found = Model(
-            name=name if is_name(name) else folder.resolve().name,  # a record tells nothing of whose machine it is
+            name=called,
             device=place,
             model={
-                "name": manifest.source.model if is_name(name) else Path(manifest.source.model).name,
+                "name": Path(manifest.source.model).name if _given({name: folder}) else manifest.source.model,
                 "revision": manifest.source.revision, "target": manifest.target, "recipe": manifest.recipe,
                 "parameters": manifest.architecture.parameters, "bytes": manifest.bytes,
             },
@@ -186,7 +208,9 @@ class _Measuring:
         def keep(part: str, samples: list[dict[str, Any]]) -> None:
             if wanted.samples is not None:
                 lines = [json.dumps(each, ensure_ascii=False, default=str) for each in samples]
-                write_text(wanted.samples.expanduser() / f"{name}-{part}.jsonl", "\n".join(lines) + "\n")
+                write_text(
+                    wanted.samples.expanduser() / f"{name.replace('/', '--')}-{part}.jsonl", "\n".join(lines) + "\n"
+                )
 
         cache = None
         if wanted.resume:
@@ -199,8 +223,11 @@ class _Measuring:
             )  # fmt: skip
 
     def _key(self, folder: Path, place: str) -> str:
-        """Of this model's answers as they are made here: another model, device or OpenVINO makes others."""
-        told = repr((ir_digest(folder), place, self._wanted.exact, self._wanted.context, versions()))
+        """Of this model's answers as they are made here: another model, device, setting or version makes others."""
+        found = tuned.read(folder, place)
+        settings = None if found is None else (sorted(found.properties.items()), found.step_tokens)
+        wanted = self._wanted
+        told = repr((ir_digest(folder), place, wanted.exact, wanted.context, settings, __version__, versions()))
         return hashlib.sha256(told.encode()).hexdigest()[:24]
 
     def _engine(self, folder: Path, place: str) -> Guarded:

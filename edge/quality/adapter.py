@@ -68,7 +68,7 @@ class EdgeLM(TemplateLM):  # type: ignore[misc]
 
     @property
     def prefix_token_id(self) -> int:
-        """What a text without a context begins with."""
+        """What a text without a context begins with, to lm-eval: the last of several; see `_begun`."""
         if self._prefix:
             return int(self._prefix[-1])
         first = self.tokenizer.bos_token_id
@@ -98,12 +98,13 @@ class EdgeLM(TemplateLM):  # type: ignore[misc]
         """Of whole texts; see `LM.loglikelihood_rolling`."""
         asked: list[Asked] = []
         owners: list[int] = []
+        room = self.max_length + 1 - max(len(self._prefix), 1)
         for place, (text,) in enumerate(request.args for request in requests):
             pairs = get_rolling_token_windows(
-                self.tok_encode(text, add_special_tokens=False), self.prefix_token_id, self.max_length, 1
+                self.tok_encode(text, add_special_tokens=False), self.prefix_token_id, room, 1
             )
             for context, continuation in map(make_disjoint_window, pairs):
-                asked.append(Asked(tuple(context), tuple(continuation)))
+                asked.append(Asked(tuple(self._begun(context)), tuple(continuation)))
                 owners.append(place)
         sums = [0.0] * len(requests)
         for place, found in zip(owners, self._scoring().score(asked, self._progress), strict=True):
@@ -117,7 +118,7 @@ class EdgeLM(TemplateLM):  # type: ignore[misc]
     ) -> list[tuple[float, bool]]:
         """Of a context too long for the model, the beginning is left out, as lm-eval does."""
         asked = [
-            Asked(tuple(context[-(self.max_length + 1 - len(continuation)) :]), tuple(continuation))
+            Asked(tuple(self._begun(context)[-(self.max_length + 1 - len(continuation)) :]), tuple(continuation))
             for _, context, continuation in requests
         ]
 
@@ -150,6 +151,10 @@ class EdgeLM(TemplateLM):  # type: ignore[misc]
         with ThreadPoolExecutor(max(engine.together, 1)) as pool:
             answers = list(pool.map(one, order))
         return [answer for _, answer in sorted(zip(order, answers, strict=True))]
+
+    def _begun(self, context: list[int]) -> list[int]:
+        """With all that a text begins with, where lm-eval has put one token for want of a context."""
+        return self._prefix if self._prefix and context == [self.prefix_token_id] else context
 
     def _asked(self, engine: ChatEngine, context: str, wanted: Mapping[str, Any]) -> tuple[Tokens, Sampling]:
         prompt, sampling = self.tok_encode(context), sampling_of(wanted)

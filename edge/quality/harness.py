@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge.errors import EdgeError, MissingExtraError, UsageError
-from edge.quality.protocols import Protocol
+from edge.quality.protocols import Protocol, runs_code
 from edge.quality.record import Task
 
 if TYPE_CHECKING:
@@ -80,6 +80,8 @@ def run(
                 raise
             except Exception as error:  # of data that are not to be had, a YAML, a metric: the task's own
                 words = " ".join(str(error).split())[:300] or type(error).__name__
+                if not run_code and "confirm_run_unsafe_code" in words:  # what lm-eval says of a task so marked
+                    raise runs_code(each) from error
                 raise UsageError(
                     f"the task {each.task} cannot be run: {words}",
                     hint="Its questions come from the Hugging Face Hub once and are kept in HF_HOME; see "

@@ -20,7 +20,11 @@ NEW_TOKENS = 48
 """Room for an answer: seven digits, and some words around them."""
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _SHORTEST, _LONGEST = 512, 8192  # of the lengths looked at unless others are named
-_SENTENCE = re.compile(r"[^.!?。！？\n]*(?:[.!?。！？]+[”’」\"')]*\s*|\n+|$)")
+_SENTENCE = re.compile(
+    r"[^.!?。！？\n]{0,400}(?:[.!?。！？]+[”’」\"')]*\s*|\n+|$)"
+    r"|[^.!?。！？\n]{1,400}"  # a text without full stops is cut anywhere
+)
+_LEAST = 0.5  # of a length that is asked for: a shorter prompt would be another test
 
 
 @dataclass(frozen=True)
@@ -156,6 +160,11 @@ def _ask(engine: ChatEngine, cell: Cell, text: Sequence[tuple[str, int]], draw: 
             f"a prompt of {cell.length} tokens has no room for a haystack", hint=f"Ask for {_SHORTEST} or more."
         )
     room, count = prompt_tokens
+    if count < _LEAST * cell.length:
+        raise UsageError(
+            f"the haystack's sentences are too long for a prompt of {cell.length:,} tokens: it would have {count:,}",
+            hint="Ask for longer ones, or name a text with shorter sentences by --haystack.",
+        )
     sampling = Sampling(temperature=0, repetition_penalty=1.0, max_new_tokens=NEW_TOKENS)
     answer = "".join(chunk.text for chunk in engine.stream(prompt(room), sampling))
     cell.prompt_tokens.append(count)

@@ -59,7 +59,7 @@ def _kl(models: Sequence[Model]) -> bytes:
     """Above each share of the places: the further right, the rarer and the worse."""
     import numpy as np
 
-    figure, axes = drawing("KL divergence to the checkpoint", "share of the tokens with more", "nats")
+    figure, axes = drawing("KL divergence to the checkpoint", "share of the tokens with more", "nats, at least")
     longest = 2
     for place, (each, name) in enumerate(zip(models, _labels(models), strict=True)):
         if each.distance is None or not each.distance.kl:
@@ -107,7 +107,9 @@ def _loss(models: Sequence[Model]) -> bytes:
 
 
 def _sizes(record: Record) -> bytes:
-    figure, axes = drawing("Size and distance", "megabytes of weights", "mean KL divergence to the checkpoint, nats")
+    figure, axes = drawing(
+        "Size and distance", "megabytes of weights", "mean KL divergence to the checkpoint: nats, at least"
+    )
     found = sized(record)
     for place, (name, size, kl) in enumerate(found):
         axes.plot([size], [kl], "o", color=_colour(place), markersize=8, label=f"{name}: {kl:.4f}", clip_on=False)

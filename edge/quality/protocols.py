@@ -60,7 +60,12 @@ def check(found: Protocol, *, run_code: bool) -> None:
         UsageError: it does.
     """
     if found.runs_code and not run_code:
-        raise UsageError(
-            f"{found.task} runs programs that the model has written, on this machine",
-            hint="Do that in a container or a virtual machine, and add --run-code.",
-        )
+        raise runs_code(found)
+
+
+def runs_code(found: Protocol) -> UsageError:
+    """That a task does, and was not let."""
+    return UsageError(
+        f"{found.task} runs programs that the model has written, on this machine",
+        hint="Do that in a container or a virtual machine, and add --run-code.",
+    )

@@ -322,7 +322,8 @@ def table(parity: Parity) -> str:
         for row in rows
     ]
     lines.append(
-        "KL to the checkpoint in nats; logits: mean and largest difference; ppl: perplexity of the prompts; "
+        "KL to the checkpoint in nats, a lower bound: its unlikely tokens count as one; logits: mean and largest "
+        "difference; ppl: perplexity of the prompts; "
         "same: whole greedy answers alike; first: where the others part, median, in tokens"
     )
     return "\n".join(lines)

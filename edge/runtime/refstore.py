@@ -49,8 +49,8 @@ class Entry(_Section):
     language: str
     prompt_tokens: Annotated[int, Field(ge=2, lt=2**31)]
     """Two at least: of a single one nothing is foretold, and there is no perplexity."""
-    answer_tokens: Count
-    """The stop token, which ends some answers, is counted."""
+    answer_tokens: Annotated[int, Field(ge=0, lt=2**31)]
+    """The stop token, which ends some answers, is counted. None where a text was read and nothing was asked."""
     ttft_s: Seconds
     """From the prompt's ids to the first token."""
     decode_s: Seconds

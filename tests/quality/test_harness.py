@@ -146,6 +146,25 @@ def test_whole_texts_are_scored_once_each(tasks: Path) -> None:
 
 
 @lm_eval
+def test_a_text_without_a_context_begins_as_the_tokenizer_begins_one() -> None:
+    from lm_eval.api.instance import Instance
+
+    class Two(Letters):
+        def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+            return [*([93, 94] if add_special_tokens else []), *map(ord, text)]
+
+    from edge.quality.adapter import EdgeLM
+
+    scorer = Likes("")
+    lm = EdgeLM("fake", Two(), (0,), 12, scorer=lambda: scorer, engine=lambda: Says(""))
+    lm.loglikelihood([Instance("loglikelihood", {}, (context, " b"), 0) for context in ("", "a")])
+    lm.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, ("x" * 25,), 0)])
+    told = [("".join(map(chr, each.context)), "".join(map(chr, each.continuation))) for each in scorer.asked]
+    assert told[:3] == [("]^", " b"), ("]^a", " b"), ("]^", "x" * 11)]
+    assert sum(len(end) for _, end in told[2:]) == 25 and all(len(begin + end) <= 13 for begin, end in told)
+
+
+@lm_eval
 def test_only_one_of_scorer_and_engine_is_open(tasks: Path) -> None:
     engine = Says("Paris")
     closed: list[bool] = []
@@ -186,6 +205,10 @@ def test_what_we_do_not_have_is_refused(tasks: Path, monkeypatch: pytest.MonkeyP
         harness.run(adapted(), {"no_such": protocols.protocol("no_such")})
     with pytest.raises(ContextError, match="do not fit"):
         harness.run(adapted(engine=_short()), {"a": protocols.protocol("edge_answers")}, folder=tasks)
+    unsafe = tasks / "edge_answers.yaml"  # one that only lm-eval knows to run code
+    unsafe.write_text(unsafe.read_text(encoding="utf-8") + "\nunsafe_code: true\n", encoding="utf-8")
+    with pytest.raises(UsageError, match="runs programs"):
+        harness.run(adapted(engine=Says("Paris")), {"a": protocols.protocol("edge_answers")}, folder=tasks)
     broken = (tasks / "edge_choices.yaml").read_text(encoding="utf-8").replace("choices.jsonl", "gone.jsonl")
     (tasks / "edge_choices.yaml").write_text(broken, encoding="utf-8")
     with pytest.raises(UsageError, match="edge_choices cannot be run"):

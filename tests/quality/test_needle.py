@@ -60,6 +60,15 @@ def test_lengths_that_do_not_fit_are_told() -> None:
         needle.run(Reader(context_length=4096), [("a", "One. Two.")], lengths=[4096])
     with pytest.raises(UsageError, match="no room for a haystack"):
         needle.run(Reader(), [("a", "One. Two.")], lengths=[128])
+    with pytest.raises(UsageError, match="sentences are too long for a prompt of 512 tokens"):
+        needle.run(Reader(), [("a", "x" * 399 + ". ")], lengths=[512])
+
+
+def test_a_text_without_full_stops_fills_its_haystack_too() -> None:
+    text = "the sea and the sun and the moon " * 400
+    assert "".join(needle.sentences(text)) == text
+    found = needle.run(Reader(), [("a", text)], lengths=[4000], depths=[0.5])
+    assert found.share == 1 and 3400 < found.cells[0].prompt_tokens[0] <= 4000
 
 
 @pytest.mark.parametrize(

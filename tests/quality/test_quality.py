@@ -47,6 +47,7 @@ def test_the_pocket_model_is_near_its_checkpoint(
     alone = distance.from_text(pocket_dir, windows, "CPU", exact=True)
     assert alone.digest == model.distance.digest and alone.kl == []
     assert np.allclose(alone.losses, model.distance.losses, atol=2e-3)
+    assert np.isclose(found.perplexity, np.exp(np.mean(model.distance.losses)), rtol=1e-4)  # of every token
     assert alone.figures["text.txt"].tokens == len(alone.losses) == found.tokens
 
 
@@ -60,6 +61,20 @@ def test_the_pocket_model_finds_a_needle(pocket_dir: Path, tmp_path: Path) -> No
     assert model.needles is not None and model.distance is None and model.needles.share >= 2 / 3
     (cell,) = model.needles.cells
     assert all(160 < tokens <= 200 for tokens in cell.prompt_tokens) and len(set(cell.expected)) == 3
+
+
+def test_models_of_one_name_are_told_apart_and_none_by_its_path(tmp_path: Path) -> None:
+    from edge.commands.quality_run import names_of
+
+    made = {str(tmp_path / name): tmp_path / name for name in ("a/int4", "b/int4", "b/int8")}
+    checkpoint = tmp_path / "mine"  # whose export lies elsewhere
+    checkpoint.mkdir()
+    (checkpoint / "config.json").write_text("{}", encoding="utf-8")
+    elsewhere = tmp_path / "models" / "int4"
+    folders = made | {str(checkpoint): elsewhere, "pocket": elsewhere, "zai-org/glm-4-9b-chat-hf": elsewhere}
+    assert list(names_of(folders).values()) == [
+        "a-int4", "b-int4", "int8", "mine", "pocket", "zai-org/glm-4-9b-chat-hf",
+    ]  # fmt: skip
 
 
 def test_a_large_checkpoint_is_not_run_by_the_way(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -149,7 +149,7 @@ def test_a_newer_version_is_the_way_out_of_a_newer_format(tmp_path: Path) -> Non
     [
         ("prompt_tokens", -2, "entries.0.prompt_tokens: Input should be greater than or equal to 2"),
         ("prompt_tokens", 1, "entries.0.prompt_tokens: Input should be greater than or equal to 2"),
-        ("answer_tokens", 0, "entries.0.answer_tokens: Input should be greater than 0"),
+        ("answer_tokens", -1, "entries.0.answer_tokens: Input should be greater than or equal to 0"),
         ("prompt_tokens", 6, "tokens has the shape [11], and its prompts need [12]"),
         ("ttft_s", -1.0, "entries.0.ttft_s: Input should be greater than or equal to 0"),
     ],

@@ -43,6 +43,8 @@ def test_the_page_itself_is_answered(method: str, headers: dict[str, str]) -> No
         ("GET", {"host": "127.0.0.1.evil.example"}),
         ("GET", {"host": "evil.example@127.0.0.1.example"}),
         ("GET", {}),
+        ("GET", {"host": "[::1"}),  # no address at all
+        ("POST", {**HERE, "origin": "http://["}),
         ("POST", {**HERE, "origin": "http://evil.example"}),
         ("POST", {**HERE, "origin": "http://127.0.0.1:3000"}),  # another program of this machine
         ("POST", {**HERE, "origin": "http://localhost:7860"}),

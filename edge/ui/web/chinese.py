@@ -111,6 +111,7 @@ SENTENCES: dict[str, str] = {
 }  # fmt: skip
 
 
+@lru_cache(maxsize=256)  # the page asks for the same ones again and again
 def told(english: str) -> str:
     """The sentences in Chinese, one after the other; framed, as they are, where the first is not known."""
     rest, said = english.strip(), ""

@@ -101,15 +101,21 @@ def build(desk: Desk, say: Any) -> Lists:
         said = words.preferred(request.headers.get("accept-language"))
         if not text.strip() or not all(chosen):
             return
-        stopping = under_way[request.session_hash or ""] = threading.Event()
+        end(request)  # Enter asks again while an answer comes: the question before is ended
+        tab = request.session_hash or ""
+        stopping = under_way[tab] = threading.Event()
         buttons = [gradio.Button(interactive=False), gradio.Button(visible=True)]
         yield ["", "", "", "", *buttons]
         with engines.alone():
+            yield [*[""] * 4, *[gradio.skip()] * 2]  # what the question before has said last
             for place in (0, 1):
                 for figures, answer in _asked(engines, text, chosen[2 * place], chosen[2 * place + 1], said, stopping):
                     both: list[Any] = [gradio.skip()] * 6
                     both[2 * place : 2 * place + 2] = figures, answer
                     yield both
+        if under_way.get(tab) not in (None, stopping):
+            return  # another is asked, and can be stopped
+        under_way.pop(tab, None)
         yield [*[gradio.skip()] * 4, gradio.Button(interactive=True), gradio.Button(visible=False)]
 
     def end(request: gradio.Request) -> None:

@@ -63,12 +63,20 @@ class Guard:
 def refusal(method: str, headers: Mapping[str, str], names: Collection[str] | None) -> str | None:
     """Why a request is not answered; None: it is. Names of `headers` are in lower case."""
     host, origin = headers.get("host", ""), headers.get("origin")
-    if names is not None and (urlsplit(f"//{host}").hostname or "") not in names:
+    if names is not None and _hostname(host) not in names:
         return f"This page is not served under the name {host[:100]}. Open the address that the program printed."
-    if origin is not None and urlsplit(origin).netloc != host:
+    if origin is not None and origin.partition("://")[2] != host:
         return "A page from elsewhere asked. Open the address that the program printed."
     # A link that leads here may be followed; nothing here is drawn within a page from elsewhere, or asked by it.
     followed = method in ("GET", "HEAD") and headers.get("sec-fetch-dest") == "document"
     if headers.get("sec-fetch-site", "none") not in ("none", "same-origin") and not followed:
         return "A page from elsewhere asked. Open the address that the program printed."
     return None
+
+
+def _hostname(host: str) -> str:
+    """Without its port, in lower case; "" of what is none."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:  # a bracket that is not closed
+        return ""

@@ -60,7 +60,7 @@ def test_options(served: list[Options], tmp_path: Path) -> None:
     ("options", "said"),
     [
         (["--host", "0.0.0.0"], "there is no key"), (["--host", "192.168.1.5"], "there is no key"),
-        (["--host", "::"], "there is no key"), (["--api-key-file", "none.txt"], "cannot be read"),
+        (["--host", "::"], "there is no key"), (["--api-key-file", "none.txt"], "there is no file none.txt"),
         (["--cors-origin", "localhost:3000"], "is no origin"), (["--cors-origin", "http://x/y"], "is no origin"),
         (["--port", "70000"], "--port"), (["--queue", "-1"], "--queue"), (["--timeout", "0"], "--timeout"),
         (["--device", "GPU", "--kv-precision", "u4", "--no-fallback"], "in u4"),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import secrets
 import socket
+import sys
 import time
 import webbrowser
 from typing import Any
@@ -81,5 +84,26 @@ def ui(
             webbrowser.open(address)
         while True:  # in pieces: Windows does not interrupt one long wait
             time.sleep(1)
+    except (KeyboardInterrupt, SystemExit) as told:
+        desk.close()
+        if desk.host.working():  # Python would take down under its thread what that uses, and be aborted for it
+            _leave(told)
+        raise
     finally:
         desk.close()
+
+
+def _leave(told: KeyboardInterrupt | SystemExit) -> None:
+    """End the process at once, and that of the model: in the middle of a load it would see this one gone only later."""
+    import psutil
+
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            child.kill()
+    interrupted = isinstance(told, KeyboardInterrupt)
+    if interrupted:
+        say("Interrupted.")
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # closed, or nobody reads it any more
+            stream.flush()
+    os._exit(130 if interrupted else 143)

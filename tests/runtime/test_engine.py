@@ -193,8 +193,12 @@ class TestCancel:
         monkeypatch.setattr(
             engine,
             "_generate",
-            lambda ids, config, write, reading: generate(
-                ids, config, lambda new, *more: (written.append(new) if new else None, write(new, *more))[1], reading
+            lambda ids, config, write, reading, *on: generate(
+                ids,
+                config,
+                lambda new, *more: (written.append(new) if new else None, write(new, *more))[1],
+                reading,
+                *on,
             ),
         )
         stream = engine.stream(STORY, Sampling(temperature=0, max_new_tokens=1000))

@@ -140,8 +140,12 @@ def test_a_step_takes_several_tokens(guessing: Engine, monkeypatch: pytest.Monke
     monkeypatch.setattr(
         guessing,
         "_generate",
-        lambda ids, config, write, reading: generate(
-            ids, config, lambda new, *more: (pieces.append(len(new)) if new else None, write(new, *more))[1], reading
+        lambda ids, config, write, reading, *on: generate(
+            ids,
+            config,
+            lambda new, *more: (pieces.append(len(new)) if new else None, write(new, *more))[1],
+            reading,
+            *on,
         ),
     )
     _, _, usage = said(guessing, COPY, GREEDY)

@@ -169,6 +169,10 @@ class Host:
             worker.join(seconds)
         return worker is None or not worker.is_alive()
 
+    def working(self) -> bool:
+        """Whether its thread is in the middle of something, a load that was not waited for."""
+        return self._worker is not None and self._worker.is_alive()
+
     def close(self) -> None:
         """Stop what is being done and give the engine back. A model that is being loaded is not waited for."""
         self.stop()

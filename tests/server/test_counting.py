@@ -67,7 +67,7 @@ def test_a_stream_that_is_ended_is_counted_as_such_with_the_tokens_it_had(
         until(lambda: live.number("glm4_edge_prompt_tokens_total") == len("hello"))
         until(lambda: engine.under_way == 0)
         assert 0 < live.number("glm4_edge_completion_tokens_total") <= engine.made
-        # the last came too late, on a busy machine a few
-        until(lambda: live.number("glm4_edge_completion_tokens_total") >= 0.9 * engine.made - n)
+        # the last came too late, on a busy machine a few of each answer
+        until(lambda: live.number("glm4_edge_completion_tokens_total") >= engine.made - 10 * n)
         assert live.number(f'glm4_edge_cancellations_total{{reason="{why}"}}') == 1
         assert f"POST /v1/chat/completions {status}," in caplog.text

@@ -4,8 +4,8 @@
 
 BFCL is a folder with `BFCL_v4_simple_python.json` of the Berkeley Function-Calling Leaderboard and its
 `possible_answer` beside it: a question, one function, and the answers that are accepted. Each is asked with the call
-required (`tool_choice`), greedy, and once more with a frequency penalty, which a small model needs so that it ends;
-the first few also with the call left to the model. An answer is right if every
+required (`tool_choice`), greedy; where it was cut off, once more with a frequency penalty, which a small model needs so
+that it ends; the first few also with the call left to the model. An answer is right if every
 argument equals an accepted one and no other is missing; BFCL itself is more lenient with strings.
 """
 
@@ -127,7 +127,7 @@ def _equal(given: Any, accepted: Any) -> bool:
 @click.option("--cases", "count", default=400, show_default=True, help="From the first.")
 @click.option("--free", default=40, show_default=True, help="Of these, those left to the model as well.")
 @click.option("--new-tokens", default=512, show_default=True, help="At most, in an answer.")
-@click.option("--penalty", default=0.6, show_default=True, help="The frequency penalty of the second time.")
+@click.option("--penalty", default=0.6, show_default=True, help="The frequency penalty where it was cut off.")
 @click.option("--device", default="CPU", show_default=True)
 @click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path))
 def main(
@@ -143,8 +143,11 @@ def main(
     try:
         for number, case in enumerate(chosen):
             row: dict[str, Any] = {"id": case.id}
-            for way in _WAYS[: 3 if number < free else 2]:
-                row[way] = _ask(engine, case, way, new_tokens, penalty)
+            row["required"] = _ask(engine, case, "required", new_tokens, penalty)
+            if row["required"]["finish"] == "length":
+                row["penalty"] = _ask(engine, case, "penalty", new_tokens, penalty)
+            if number < free:
+                row["auto"] = _ask(engine, case, "auto", new_tokens, penalty)
             rows.append(row)
             click.echo(f"\r{number + 1}/{len(chosen)} ", nl=False, err=True)
     finally:
@@ -232,11 +235,17 @@ def report(result: Mapping[str, Any]) -> str:
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for choice, shares in result["shares"].items():
-        named = f"required, frequency penalty {settings['frequency_penalty']}" if choice == "penalty" else choice
+        named = (
+            f"those cut off, with a frequency penalty of {settings['frequency_penalty']}"
+            if choice == "penalty"
+            else choice
+        )
         cells = [named, shares["cases"], *(f"{shares[name]:.1%}" for name in ("called", "valid", "right"))]
         ended = shares["valid_of_ended"]
         cells += [shares["cut_off"], "none ended" if ended is None else f"{ended:.1%} of {shares['calls_ended']}"]
         lines.append(f"| {' | '.join(map(str, cells))} |")
+    if elsewhere := settings.get("machine_of_the_penalty"):
+        lines += ["", f"Those cut off were asked again on another machine: {elsewhere['cpu']}."]
     lines += [
         "",
         "A grammar holds the form of what is written, not its length: a call that reaches the limit of tokens inside a "

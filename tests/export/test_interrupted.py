@@ -59,6 +59,7 @@ def content(folder: Path) -> dict[str, Any]:
     return {**files, "edge.json": described}
 
 
+@pytest.mark.heavy
 @pytest.mark.slow
 def test_interrupted_ten_times_at_random_it_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "home"))

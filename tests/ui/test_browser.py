@@ -168,6 +168,7 @@ def test_an_old_view_takes_nothing_back(browser: Browser, make_desk: MakeDesk, s
     send(page, "one")
     finished(page)
     page.evaluate("edge.ask = async () => {}")  # this tab hears of nothing any more
+    page.wait_for_timeout(2000)  # but of what it had asked before
     (entry,) = desk.store.entries()
     desk.answers.begin(desk.store.get(entry.id), "two").over.wait(10)
     page.locator("#edge-chat button[title='Undo']").last.click()

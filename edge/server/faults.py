@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import traceback
 from collections.abc import Iterator
 from typing import Any, NoReturn, TypeVar
@@ -157,7 +158,8 @@ def _explain(error: ValidationError, body: bytes | str) -> NoReturn:
     if kind == "list_type" and each["loc"][-1] == "array":
         rule = "It should be a string or an array"
     else:
-        rule = each["msg"].replace("Input should be a valid", "It should be a").replace("Input should", "It should")
+        rule = each["msg"].replace("a valid ", "a ").replace("Input should", "It should")
+        rule = re.sub(r"\ba(?= [aeio])", "an", rule)  # as in "a valid integer"
     raise RefusedError(f"{path} cannot be {value}", param=path, code="invalid_value", hint=f"{rule}.")
 
 
@@ -175,7 +177,7 @@ def _path(place: tuple[int | str, ...], data: Any) -> str:
             path, data = f"{path}.{step}", data[step]
         elif isinstance(data, list) and isinstance(step, int):
             path, data = f"{path}[{step}]", data[step]
-        elif last and (isinstance(data, dict) or step not in _TAGS):
+        elif last and step not in _TAGS:
             path = f"{path}.{step}"
     return path.removeprefix(".")
 

@@ -79,8 +79,8 @@ def _whole(bound: Bound | None, rounding: str, step: int) -> Bound | None:
 def lengths(schema: Mapping[str, Any], lower: str, upper: str, at: str) -> tuple[int, int | None]:
     """The least and the most, of a string's signs or an array's items."""
     least, most = schema.get(lower, 0), schema.get(upper)
-    for word, value in ((lower, least), (upper, most)):
-        if value is not None and not (_is_number(value) and value == int(value) and 0 <= value <= LONGEST):
+    for word, value in ((word, schema[word]) for word in (lower, upper) if word in schema):
+        if not (_is_number(value) and value == int(value) and 0 <= value <= LONGEST):
             raise refusal(f"{word} at {at} is {shown(value)}", f"Take a whole number of at most {LONGEST:,}.")
     if most is not None and least > most:
         raise refusal(f"{lower} at {at} is above {upper}", "Lower it.")

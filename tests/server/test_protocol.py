@@ -134,6 +134,8 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"presence_penalty": 3}, "presence_penalty", "invalid_value"), ({"seed": 2**63}, "seed", "invalid_value"),
     ({"stop": ""}, "stop", "invalid_value"), ({"stop": ["a", ""]}, "stop[1]", "invalid_value"),
     ({"stop": ["a"] * 17}, "stop", "invalid_value"), ({"stop": 5}, "stop", "invalid_value"),
+    ({"stop": {"a": 1}}, "stop", "invalid_value"),
+    ({"messages": [{"role": "user", "content": {}}]}, "messages[0].content", "invalid_value"),
     ({"stream_options": {"include_usage": True}}, "stream_options", "invalid_value"),
     ({"stream": "yes"}, "stream", "invalid_value"), ({"messages": []}, "messages", "invalid_value"),
     ({"messages": "hi"}, "messages", "invalid_value"), ({"messages": ["hi"]}, "messages[0]", "invalid_value"),
@@ -169,6 +171,17 @@ def test_what_is_wrong_is_refused_by_its_name(sent: dict[str, Any], field: str, 
     error = refused(ChatRequest, json.dumps({**HELLO, **sent}))
     assert (error.param, error.code) == (field, code)
     assert field in error.message and error.hint
+
+
+@pytest.mark.parametrize(
+    ("sent", "said"),
+    [
+        ({"seed": "1"}, "It should be an integer."), ({"tools": 1}, "It should be an array."),
+        ({"user": 1}, "It should be a string."), ({"metadata": 1}, "It should be an object."),
+    ],
+)  # fmt: skip
+def test_the_way_out_is_a_sentence(sent: dict[str, Any], said: str) -> None:
+    assert refused(ChatRequest, json.dumps({**HELLO, **sent})).hint == said
 
 
 @pytest.mark.parametrize(

@@ -216,6 +216,8 @@ REFUSED: list[tuple[Any, str]] = [
     ({"type": "string", "maxLength": 100_000}, "maxLength at # is 100000"),
     ({"type": "string", "minLength": -1}, "minLength at # is -1"),
     ({"type": "string", "minLength": "x"}, 'minLength at # is "x"'),
+    ({"type": "string", "minLength": None, "maxLength": 2}, "minLength at # is null"),
+    ({"items": {}, "maxItems": None}, "maxItems at # is null"),
     ({"type": "string", "format": "date", "maxLength": 3}, "format and a length"),
     ({"items": {}, "minItems": 3, "maxItems": 2}, "above maxItems"),
     ({"items": [{}]}, "items at # is a list"),

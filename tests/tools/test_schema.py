@@ -277,9 +277,9 @@ def levels(count: int, bottom: Any, of: Callable[[dict[str, str]], Any]) -> dict
 
 def test_what_is_asked_for_twice_at_every_level_is_read_once() -> None:
     schema = levels(30, {"type": "object", "properties": A_B}, lambda next_: {"allOf": [next_, next_]})
-    begin = time.monotonic()
+    begin = time.process_time()
     grammar = Grammar(ebnf(json.dumps(schema)))
-    assert time.monotonic() - begin < 2
+    assert time.process_time() - begin < 2
     assert grammar.holds('{"a": true}') and not grammar.holds('{"a": 1}')
 
 
@@ -299,10 +299,10 @@ def test_what_is_asked_for_twice_at_every_level_is_read_once() -> None:
     ids=range(9),
 )
 def test_a_schema_that_costs_too_much_is_refused_soon(schema: Any) -> None:
-    begin = time.monotonic()
+    begin = time.process_time()
     with pytest.raises(UsageError, match=r"more than|nests deeper"):
         ebnf(json.dumps(schema))
-    assert time.monotonic() - begin < 5
+    assert time.process_time() - begin < 5
 
 
 def test_the_work_of_a_request_is_counted_together() -> None:

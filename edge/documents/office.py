@@ -30,7 +30,8 @@ def read_docx(path: Path, name: str) -> Document:
         import docx
 
         document = docx.Document(str(path))
-        found = list(_blocks(document.element.body))
+        body = document.element.body
+        found = [] if body is None else list(_blocks(body))
         for ending, tag in _NOTES:
             for part in (rel.target_part for rel in document.part.rels.values() if rel.reltype.endswith("/" + ending)):
                 for note in docx.oxml.parse_xml(part.blob).iter(f"{_W}{tag}"):

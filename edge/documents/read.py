@@ -85,7 +85,9 @@ def _kind(path: Path, first: bytes) -> str:
             f"{path} is protected by a password, or in the format of Office before 2007",
             hint="Save it without a password as docx, pptx or pdf.",
         )
-    found = "pdf" if b"%PDF-" in first else _office(path) if first.startswith(b"PK\x03\x04") else "text"
+    # behind a mark or blanks; or anywhere in the first kilobyte, where the name says so: texts may speak of it
+    begins = first.lstrip(b"\xef\xbb\xbf\0 \t\r\n\f").startswith(b"%PDF-") or (suffix == "pdf" and b"%PDF-" in first)
+    found = "pdf" if begins else _office(path) if first.startswith(b"PK\x03\x04") else "text"
     if suffix in ("pdf", "docx", "pptx") and found == "text":
         raise DocumentError(f"{path} is no {suffix} file, or a damaged one", hint="Get it again, or save it anew.")
     if found not in ("pdf", "docx", "pptx", "text"):

@@ -62,7 +62,7 @@ def decode(data: bytes) -> tuple[str, str] | None:
         if data.startswith(mark):
             return _decoded(data, encoding)
     found = _decoded(data, "utf-8")
-    if found is None and b"\0" in data[:4096]:
+    if found is None and _may_be_utf_16(data[:4096]):
         even, odd = data[:4096:2].count(0), data[1:4096:2].count(0)
         found = _decoded(data, "utf-16-le" if odd > even else "utf-16-be")
     if found is None:
@@ -80,6 +80,16 @@ def _decoded(data: bytes, encoding: str) -> tuple[str, str] | None:
     return None if _is_binary(text) else (text, encoding)
 
 
+def _may_be_utf_16(begin: bytes) -> bool:
+    """Whether zeros are half of what is ASCII, or stand in what is no other text; a few are a fault of the file."""
+    if b"\0" not in begin or 4 * begin.count(0) >= len(begin):
+        return b"\0" in begin
+    try:  # it may end inside of a character
+        return _is_binary(codecs.getincrementaldecoder("utf-8")().decode(begin.replace(b"\0", b"")))
+    except UnicodeDecodeError:
+        return True
+
+
 def _is_binary(text: str) -> bool:
     return "\0" in text or len(_CONTROL.findall(text[:100_000])) > len(text[:100_000]) // 100
 
@@ -93,7 +103,7 @@ def _looks_western(text: str) -> bool:
 
 def _json_fault(text: str) -> str | None:
     try:
-        json.loads(text)
+        json.loads(text, parse_int=len)  # Python refuses to make a number of 4,301 digits; JSON does not
     except json.JSONDecodeError as error:
         return f"line {error.lineno}: {error.msg[:1].lower()}{error.msg[1:]}"
     except RecursionError:

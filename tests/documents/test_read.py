@@ -102,6 +102,16 @@ def test_a_docx_with_its_tables(tmp_path: Path) -> None:
     assert [document.text[mark : mark + 3] for mark in document.marks] == ["Ber", "The", "Nam", "Aft"]
 
 
+def test_a_docx_without_a_body(tmp_path: Path) -> None:
+    write_docx(tmp_path / "whole.docx")
+    with zipfile.ZipFile(tmp_path / "whole.docx") as old, zipfile.ZipFile(tmp_path / "r.docx", "w") as new:
+        for item in old.namelist():
+            bare = '<w:document xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"/>'
+            new.writestr(item, bare if item == "word/document.xml" else old.read(item))
+    with pytest.raises(DocumentError, match="there is no text"):
+        read(tmp_path / "r.docx")
+
+
 def test_a_docx_with_tracked_changes_forms_and_footnotes(tmp_path: Path) -> None:
     """What python-docx's own paragraphs leave out."""
     source = write_docx(tmp_path / "plain.docx")
@@ -215,6 +225,8 @@ def test_a_csv_by_its_rows_and_a_json_looked_through(tmp_path: Path) -> None:
     assert "r.json is no valid JSON (line " in read(tmp_path / "r.json").remarks[0]
     (tmp_path / "r.json").write_text("[" * 100_000, encoding="utf-8")
     assert "no valid JSON (nested too deeply)" in read(tmp_path / "r.json").remarks[0]
+    (tmp_path / "r.json").write_text("9" * 10_000, encoding="utf-8")  # more digits than Python reads unasked
+    assert read(tmp_path / "r.json").remarks == ()
 
 
 def test_a_document_gives_no_orders(tmp_path: Path) -> None:
@@ -228,6 +240,8 @@ def test_a_document_gives_no_orders(tmp_path: Path) -> None:
     ("name", "content", "said"),
     [
         ("r.txt", bytes(range(256)) * 9, "is no text (it is binary)"),
+        ("r.csv", b"a,b\n1,\0\n" * 100, "is no text (it is binary)"),  # UTF-16 of what signs it would be
+        ("r.csv", b"a,\0\n" + "ä".encode() * 3000, "is no text (it is binary)"),
         ("r.png", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes(99), "is no text (it is binary)"),
         ("r.md", b"", "is empty"),
         ("r.md", b"\xef\xbb\xbf \n\t\n", "there is no text in"),
@@ -349,3 +363,7 @@ def test_the_content_decides_not_the_name(tmp_path: Path) -> None:
     write_pdf(tmp_path / "r.pdf", ["Text."]).rename(tmp_path / "r.txt")
     assert read(tmp_path / "r.txt", name="a\nb.txt").name == "a b.txt"
     assert read(tmp_path / "r.txt").unit == "page"
+    (tmp_path / "r.pdf").write_bytes(b"HTTP/1.1 200 OK\r\n\r\n" + (tmp_path / "r.txt").read_bytes())
+    assert read(tmp_path / "r.pdf").unit == "page"  # what stands before it is no hindrance
+    (tmp_path / "r.md").write_text("A file that begins with %PDF-1.7 is a PDF.", encoding="utf-8")
+    assert read(tmp_path / "r.md").unit == "line"

@@ -5,8 +5,11 @@
 BFCL is a folder with `BFCL_v4_simple_python.json` of the Berkeley Function-Calling Leaderboard and its
 `possible_answer` beside it: a question, one function, and the answers that are accepted. Each is asked with the call
 required (`tool_choice`), greedy; where it was cut off, once more with a frequency penalty, which a small model needs so
-that it ends; the first few also with the call left to the model. An answer is right if every
-argument equals an accepted one and no other is missing; BFCL itself is more lenient with strings.
+that it ends; where it was cut off again, a third time, drawn at random with a seed. The first few are also asked with
+the call left to the model. An answer is right if every argument equals an accepted one and no other is missing; BFCL
+itself is more lenient with strings.
+
+With --again the answers in --out stay, and those that are still cut off are asked in the ways they were not yet.
 """
 
 from __future__ import annotations
@@ -24,7 +27,8 @@ import click
 from benchmarks.machine import machine, versions
 
 _FILE = "BFCL_v4_simple_python.json"
-_WAYS = ("required", "penalty", "auto")
+_REQUIRED = ("required", "penalty", "drawn")
+"""Each where the one before was cut off."""
 _TYPES = {"dict": "object", "float": "number", "tuple": "array"}
 
 
@@ -128,53 +132,84 @@ def _equal(given: Any, accepted: Any) -> bool:
 @click.option("--free", default=40, show_default=True, help="Of these, those left to the model as well.")
 @click.option("--new-tokens", default=512, show_default=True, help="At most, in an answer.")
 @click.option("--penalty", default=0.6, show_default=True, help="The frequency penalty where it was cut off.")
+@click.option("--temperature", default=0.7, show_default=True, help="Of the third time.")
+@click.option("--top-p", default=0.9, show_default=True, help="Of the third time.")
+@click.option("--seed", default=0, show_default=True, help="Of the third time.")
+@click.option("--again", is_flag=True, help="Go on from the answers in --out; ask only those that are cut off.")
 @click.option("--device", default="CPU", show_default=True)
 @click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path))
 def main(
-    model: Path, bfcl: Path, count: int, free: int, new_tokens: int, penalty: float, device: str, out: Path
-) -> None:
+    model: Path, bfcl: Path, count: int, free: int, new_tokens: int, penalty: float, temperature: float, top_p: float,
+    seed: int, again: bool, device: str, out: Path,
+) -> None:  # fmt: skip
     """Ask, judge, and write both files."""
-    from edge.runtime.engine import Engine
-    from edge.runtime.settings import Settings
-
     chosen = cases(bfcl)[:count]
-    engine = Engine.load(model, Settings(device))
-    rows = []
-    try:
-        for number, case in enumerate(chosen):
-            row: dict[str, Any] = {"id": case.id}
-            row["required"] = _ask(engine, case, "required", new_tokens, penalty)
-            if row["required"]["finish"] == "length":
-                row["penalty"] = _ask(engine, case, "penalty", new_tokens, penalty)
-            if number < free:
-                row["auto"] = _ask(engine, case, "auto", new_tokens, penalty)
-            rows.append(row)
-            click.echo(f"\r{number + 1}/{len(chosen)} ", nl=False, err=True)
-    finally:
-        engine.close()
     manifest = json.loads((model / "edge.json").read_text(encoding="utf-8"))
+    settings = {
+        "cases": len(chosen), "free": min(free, len(chosen)), "new_tokens": new_tokens, "temperature": 0,
+        "device": device, "frequency_penalty": penalty,
+        "drawn": {"temperature": temperature, "top_p": top_p, "seed": seed},
+    }  # fmt: skip
     result = {
         "machine": machine(),
         "versions": versions("glm4-edge", "openvino", "openvino-genai", "jsonschema"),
-        "settings": {
-            "cases": len(chosen),
-            "free": min(free, len(chosen)),
-            "new_tokens": new_tokens,
-            "temperature": 0,
-            "frequency_penalty": penalty,
-            "device": device,
-        },
+        "settings": settings,
         "model": manifest["source"]["description"],
-        "shares": {way: _shares(asked) for way in _WAYS if (asked := [row[way] for row in rows if way in row])},
-        "rows": rows,
+        "shares": {},
+        "rows": [{"id": case.id} for case in chosen],
     }
+    if again:
+        result = _taken_up(result, json.loads(out.read_text(encoding="utf-8")))
+    _ask_all(model, device, chosen, result, free=0 if again else free)
+    result["shares"] = shares(result["rows"])
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
     out.with_suffix(".md").write_text(report(result), encoding="utf-8", newline="\n")
     click.echo(report(result))
 
 
-def _ask(engine: Any, case: Case, way: str, new_tokens: int, penalty: float) -> dict[str, Any]:
+def _taken_up(now: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """An earlier result, to be gone on with; what is asked from now on may run on another machine.
+
+    Raises:
+        UsageError: it was made of something else.
+    """
+    told = {**before["settings"], "drawn": now["settings"]["drawn"]}
+    told = {name: value for name, value in told.items() if name != "free" and not name.startswith("machine_of_")}
+    asked = {name: value for name, value in now["settings"].items() if name != "free"}
+    if told != asked or before["model"] != now["model"]:
+        raise click.UsageError("--out has answers of another model, or to other settings: leave out --again.")
+    before["settings"] |= {"drawn": asked["drawn"]}
+    if any(row[_last(row)]["finish"] == "length" for row in before["rows"]):
+        before["settings"]["machine_of_the_drawn"] = now["machine"]
+    return before
+
+
+def _last(row: Mapping[str, Any]) -> str:
+    """How it was asked last, the call being required."""
+    return [way for way in _REQUIRED if way in row][-1]
+
+
+def _ask_all(model: Path, device: str, chosen: list[Case], result: dict[str, Any], *, free: int) -> None:
+    from edge.runtime.engine import Engine
+    from edge.runtime.settings import Settings
+
+    engine = Engine.load(model, Settings(device))
+    try:
+        for number, (case, row) in enumerate(zip(chosen, result["rows"], strict=True)):
+            for way in _REQUIRED:
+                if way not in row:
+                    row[way] = _ask(engine, case, way, result["settings"])
+                if row[way]["finish"] != "length":
+                    break
+            if number < free:
+                row["auto"] = _ask(engine, case, "auto", result["settings"])
+            click.echo(f"\r{number + 1}/{len(chosen)} ", nl=False, err=True)
+    finally:
+        engine.close()
+
+
+def _ask(engine: Any, case: Case, way: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     import jsonschema
 
     from edge.messages import Sampling
@@ -184,10 +219,11 @@ def _ask(engine: Any, case: Case, way: str, new_tokens: int, penalty: float) -> 
 
     choice = "auto" if way == "auto" else "required"
     wanted = demand([case.tool], choice, parallel=False, opened=engine.opens_thought)
+    drawn = settings["drawn"] if way == "drawn" else {"temperature": 0}
     how = Sampling(
-        temperature=0,
-        frequency_penalty=penalty if way == "penalty" else None,
-        max_new_tokens=new_tokens,
+        **drawn,
+        frequency_penalty=settings["frequency_penalty"] if way == "penalty" else None,
+        max_new_tokens=settings["new_tokens"],
         grammar=wanted.grammar,
         keep_special=True,
     )
@@ -206,6 +242,14 @@ def _ask(engine: Any, case: Case, way: str, new_tokens: int, penalty: float) -> 
         row["valid"] = jsonschema.Draft202012Validator(case.schema).is_valid(arguments)
         row["right"] = row["valid"] and case.accepts(arguments)
     return row
+
+
+def shares(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of each way to ask; and "in the end", of the last answer to each case with the call required."""
+    asked = {way: [row[way] for row in rows if way in row] for way in _REQUIRED}
+    asked["in the end"] = [row[_last(row)] for row in rows]
+    asked["auto"] = [row["auto"] for row in rows if "auto" in row]
+    return {way: _shares(answers) for way, answers in asked.items() if answers}
 
 
 def _shares(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -227,25 +271,29 @@ def report(result: Mapping[str, Any]) -> str:
     lines = [
         "# Tool calls",
         "",
-        f"Cases of BFCL simple_python. {result['model']}. Greedy, at most {settings['new_tokens']} "
+        f"Cases of BFCL simple_python. {result['model']}. Greedy where nothing else is said, at most {settings['new_tokens']} "
         f"tokens; {settings['device']}, {machine_['cpu']}, {machine_['cores']} cores; openvino-genai "
         f"{result['versions']['openvino-genai']}. Made by `python -m benchmarks.tool_calls`.",
         "",
         "| tool_choice | cases | a call | fits the schema | right | cut off | of calls that ended, fit |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for choice, shares in result["shares"].items():
-        named = (
-            f"those cut off, with a frequency penalty of {settings['frequency_penalty']}"
-            if choice == "penalty"
-            else choice
-        )
-        cells = [named, shares["cases"], *(f"{shares[name]:.1%}" for name in ("called", "valid", "right"))]
-        ended = shares["valid_of_ended"]
-        cells += [shares["cut_off"], "none ended" if ended is None else f"{ended:.1%} of {shares['calls_ended']}"]
+    drawn = settings["drawn"]
+    names = {
+        "penalty": f"those cut off, with a frequency penalty of {settings['frequency_penalty']}",
+        "drawn": f"those cut off again, drawn at temperature {drawn['temperature']} and top_p {drawn['top_p']}, "
+        f"seed {drawn['seed']}",
+        "in the end": "required, the last answer to each",
+    }
+    for choice, share in result["shares"].items():
+        cells = [names.get(choice, choice), share["cases"]]
+        cells += [f"{share[name]:.1%}" for name in ("called", "valid", "right")]
+        ended = share["valid_of_ended"]
+        cells += [share["cut_off"], "none ended" if ended is None else f"{ended:.1%} of {share['calls_ended']}"]
         lines.append(f"| {' | '.join(map(str, cells))} |")
-    if elsewhere := settings.get("machine_of_the_penalty"):
-        lines += ["", f"Those cut off were asked again on another machine: {elsewhere['cpu']}."]
+    for way in ("penalty", "drawn"):
+        if elsewhere := settings.get(f"machine_of_the_{way}"):
+            lines += ["", f"Asked on {elsewhere['cpu']}, {elsewhere['cores']} cores: {names[way]}."]
     lines += [
         "",
         "A grammar holds the form of what is written, not its length: a call that reaches the limit of tokens inside a "

@@ -272,8 +272,8 @@ def report(result: Mapping[str, Any]) -> str:
         "# Tool calls",
         "",
         f"Cases of BFCL simple_python. {result['model']}. Greedy where nothing else is said, at most "
-        f"{settings['new_tokens']} tokens; {settings['device']}, {machine_['cpu']}, {machine_['cores']} cores; openvino-genai "
-        f"{result['versions']['openvino-genai']}. Made by `python -m benchmarks.tool_calls`.",
+        f"{settings['new_tokens']} tokens; {settings['device']}, {machine_['cpu']}, {machine_['cores']} cores; "
+        f"openvino-genai {result['versions']['openvino-genai']}. Made by `python -m benchmarks.tool_calls`.",
         "",
         "| tool_choice | cases | a call | fits the schema | right | cut off | of calls that ended, fit |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",

@@ -88,8 +88,9 @@ def _routes(app: FastAPI, desk: Desk) -> None:
               responses={code: kind for code, kind in told(Faulty, 400, 503).items() if code != 200})  # fmt: skip
     async def embeddings() -> Response:
         """Say that this model makes no embeddings."""
-        raise RefusedError(f"{desk.model_name(desk.engine())} writes text, it makes no embeddings", param="model",
-                           hint="Ask a server that has an embedding model.", code="not_an_embedding_model")  # fmt: skip
+        raise RefusedError(f"the model {desk.model_name(desk.engine())!r} writes text, it makes no embeddings",
+                           param="model", hint="Ask a server that has an embedding model.",
+                           code="not_an_embedding_model")  # fmt: skip
 
     @app.get("/v1/models", tags=["models"], responses=told(ModelList, 503))
     async def models() -> Response:

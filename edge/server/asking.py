@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from edge.errors import UsageError
 from edge.messages import Conversation, Sampling, Tokens
 from edge.npu import check_prompt
 from edge.runtime import sampling as samplings
@@ -78,11 +80,15 @@ def chat(engine: ChatEngine, request: ChatRequest) -> Asked:
         tools = legacy([function.model_dump(exclude_none=True) for function in request.functions])
         choice = _plain(request.function_call)
         choice = {"type": "function", "function": choice} if isinstance(choice, Mapping) else choice
-    wanted = demand(
-        tools, choice, parallel=request.parallel_tool_calls is not False and request.functions is None,
-        response_format=_plain(request.response_format), opened=engine.opens_thought,
-    )  # fmt: skip
-    turns = conversation(messages, wanted.tools)
+    form = _plain(request.response_format)
+    asking_for = [name for name in ("tools", "functions", "response_format") if getattr(request, name)]
+    with _of(asking_for[0] if len(asking_for) == 1 else None):
+        wanted = demand(
+            tools, choice, parallel=request.parallel_tool_calls is not False and request.functions is None,
+            response_format=form, opened=engine.opens_thought,
+        )  # fmt: skip
+    with _of("messages"):
+        turns = conversation(messages, wanted.tools)
     sampling = replace(
         _sampling(engine, request, request.max_completion_tokens or request.max_tokens, bool(request.logprobs)),
         grammar=wanted.grammar,
@@ -92,6 +98,20 @@ def chat(engine: ChatEngine, request: ChatRequest) -> Asked:
     n = request.n or 1
     parts = tuple(Part(turns, each) for each in _several(sampling, n))
     return Asked(parts, n, wanted, engine.opens_thought, request.functions is not None)
+
+
+@contextlib.contextmanager
+def _of(field: str | None) -> Iterator[None]:
+    """Tell with what is wrong which field it was in; None: that is not certain.
+
+    Raises:
+        RefusedError: see there.
+    """
+    try:
+        yield
+    except UsageError as error:
+        field = "tool_choice" if error.message.startswith("tool_choice") else field
+        raise RefusedError(error.message, hint=error.hint, param=field, code="invalid_value") from error
 
 
 @shallow()

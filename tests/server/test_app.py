@@ -81,6 +81,7 @@ def test_a_model_may_have_a_slash_or_another_name() -> None:
 def test_embeddings_are_not_this_models(echo: Live) -> None:
     answer = echo.http.post("/v1/embeddings", json={"input": "x", "model": "echo"})
     assert answer.status_code == 400 and answer.json()["error"]["code"] == "not_an_embedding_model"
+    assert answer.json()["error"]["message"].startswith("The model 'echo' writes text")
 
 
 def test_a_refusal_has_openais_form(echo: Live) -> None:

@@ -295,20 +295,24 @@ def test_a_result_names_the_function_that_was_called() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sent", "said"),
+    ("sent", "said", "field"),
     [
-        ({"messages": [{"role": "tool", "tool_call_id": "1", "content": "x"}]}, "belongs to no call"),
-        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}}, "not among the tools"),
-        ({"tools": [TOOL, TOOL]}, "two tools are called 'f'"),
-        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {}}}}}, "'not'"),
-        ({"logprobs": True}, "logprobs are not to be had"),
+        ({"messages": [{"role": "tool", "tool_call_id": "1", "content": "x"}]}, "belongs to no call", "messages"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice names 'g'",
+         "tool_choice"),
+        ({"tools": [TOOL, TOOL]}, "Two tools are called 'f'", "tools"),
+        ({"functions": [TOOL["function"], TOOL["function"]]}, "Two tools are called 'f'", "functions"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {}}}}}, "'not'",
+         "response_format"),
+        ({"logprobs": True}, "logprobs are not to be had", "logprobs"),
     ],
     ids=lambda value: json.dumps(value)[:50],
 )  # fmt: skip
-def test_what_makes_no_sense_together(sent: dict[str, Any], said: str) -> None:
-    with pytest.raises(UsageError, match=said) as caught:
+def test_what_makes_no_sense_together(sent: dict[str, Any], said: str, field: str) -> None:
+    with pytest.raises(UsageError) as caught:
         asking.chat(EchoEngine(), chat(**sent))
-    assert describe(caught.value)[0] == 400
+    status, told, _ = describe(caught.value)
+    assert (status, told.error.param) == (400, field) and said in told.error.message
 
 
 def test_too_long_is_known_before_anything_is_made() -> None:

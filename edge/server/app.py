@@ -55,7 +55,7 @@ def build(desk: Desk) -> FastAPI:
     if desk.options.cors_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=list(desk.options.cors_origins), allow_methods=["GET", "POST"],
-            allow_headers=["*"],
+            allow_headers=["*"], expose_headers=["retry-after"],
         )  # fmt: skip
     app.add_middleware(Observed, desk=desk)
     return app

@@ -69,6 +69,7 @@ def test_cors_is_off_unless_asked_for(echo: Live) -> None:
         assert answer.headers["access-control-allow-origin"] == "http://localhost:3000"
         refused = live.http.get("/v1/models", headers={"origin": "http://localhost:3000"})
         assert refused.status_code == 401 and "access-control-allow-origin" in refused.headers
+        assert refused.headers["access-control-expose-headers"] == "retry-after"  # without it a page cannot read that
         other = live.http.options("/v1/chat/completions", headers={**preflight, "origin": "http://evil.example"})
         assert "access-control-allow-origin" not in other.headers
     with serving(EchoEngine(), cors_origins=("http://localhost:3000",)) as live:

@@ -14,7 +14,7 @@ from edge.bench.summary import Figures, figures, spread
 _HEAD = ("case", "TTFT", "prefill", "TPOT", "p99", "decode", "all", "of the limit")
 _FOOT = (
     "TTFT: to the first token, median (90th percentile). TPOT: for each further token, median over answers; p99: of "
-    "the times between tokens. prefill, decode, all: tokens a second of the prompt, of one answer, of all answers with "
+    "a hundred times between tokens the slowest, too few where there are not so many. prefill, decode, all: tokens a second of the prompt, of one answer, of all answers with "
     "their prefill. Of the limit: how much of what memory and arithmetic of this machine allow, at TTFT and at TPOT. "
     "The limits are of the same run, and lower where other programs are at work; the matrix product is the fastest of "
     "the model's own largest matrix as it is compressed (as the model), and square ones in f32 and bf16."
@@ -126,9 +126,13 @@ def _row(found: Figures) -> tuple[str, ...]:
     shares = " / ".join("-" if each is None else f"{each:.0%}" for each in (found.ttft_share, found.tpot_share))
     return (
         found.case.name, f"{seconds(found.ttft)} ({seconds(found.ttft_p90)})", f"{found.prefill_rate:,.0f}",
-        seconds(found.tpot), seconds(found.step_p99), "-" if found.decode_rate is None else f"{found.decode_rate:,.1f}",
+        seconds(found.tpot), _rare(found), "-" if found.decode_rate is None else f"{found.decode_rate:,.1f}",
         f"{found.throughput:,.1f}", shares,
     )  # fmt: skip
+
+
+def _rare(found: Figures) -> str:
+    return "too few" if found.step_p99 is None and found.steps else seconds(found.step_p99)
 
 
 def _plain(value: float | None) -> str:

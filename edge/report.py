@@ -172,15 +172,14 @@ def progress_lines(*, counted: bool = False) -> Iterator[Progress]:
             ended.set()
             beating.join()
         return
+    from rich import progress as rich
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, TaskProgressColumn, TextColumn
-    from rich.progress import Progress as Bars
-    from rich.progress import TimeElapsedColumn
 
-    share = MofNCompleteColumn() if counted else TaskProgressColumn()
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=30), share, TimeElapsedColumn())
-    with Bars(*columns, console=Console(stderr=True), transient=False) as bars:
-        tasks: dict[str, TaskID] = {}
+    share = rich.MofNCompleteColumn() if counted else rich.TaskProgressColumn()
+    columns = (rich.SpinnerColumn(), rich.TextColumn("{task.description}"), rich.BarColumn(bar_width=30), share,
+               rich.TimeElapsedColumn())  # fmt: skip
+    with rich.Progress(*columns, console=Console(stderr=True), transient=False) as bars:
+        tasks: dict[str, rich.TaskID] = {}
         current = ""
 
         def live(stage: str, done: int, total: int) -> None:

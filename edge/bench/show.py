@@ -100,6 +100,8 @@ def notes(measured: Measured) -> list[str]:
     first = spread([each.first_token_seconds for each in measured.loads])
     lines = [f"Loaded in {seconds(load[0])}; the first token after that took {seconds(first[0])} "
              f"({len(measured.loads)} {'start' if len(measured.loads) == 1 else 'starts'})."]  # fmt: skip
+    if measured.settings.get("tuned_words"):
+        lines.append(f"With settings that glm4-edge tune kept: {measured.settings['tuned_words']}.")
     anonymous, resident = measured.memory.get("anonymous"), measured.memory.get("resident")
     if resident is not None:
         own = "" if anonymous is None else f"{anonymous / 1e9:.2f} GB of its own, "

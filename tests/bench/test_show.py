@@ -45,6 +45,13 @@ def test_a_table_says_everything_once() -> None:
         assert word in told, word
 
 
+def test_tuned_settings_are_said() -> None:
+    made = record()
+    assert "tune" not in show.text(made)
+    made.measured[0].settings["tuned_words"] = "tuned for chat: 2 threads"
+    assert "With settings that glm4-edge tune kept: tuned for chat: 2 threads." in show.text(made)
+
+
 def test_a_p99_of_few_tokens_is_not_said() -> None:
     assert show.text(record()).count("  too few  ") == 2
 

@@ -110,22 +110,26 @@ _CHECKS: dict[str, Callable[[dict[str, Any]], str]] = {
 class _Log:
     """Progress where there is no terminal: a line for each stage, some on the way, and ever rarer signs of life."""
 
-    def __init__(self) -> None:
+    def __init__(self, counted: bool) -> None:
         self._lock = threading.Lock()
+        self._counted = counted
         self._stage, self._told, self._since, self._spoke = "", 0, 0.0, 0.0
+        self._begun = self._done = self._total = 0
         self._silence = _SILENCE_SECONDS
 
     def tell(self, stage: str, done: int, total: int) -> None:
         percent, now = 100 * done // total if total else 0, time.monotonic()
         with self._lock:
-            if stage != self._stage:
-                self._since, self._silence = now, _SILENCE_SECONDS
-                click.echo(f"{stage} …", err=True)
+            new = stage != self._stage
+            self._stage, self._done, self._total = stage, done, total
+            if new:
+                self._since, self._silence, self._begun = now, _SILENCE_SECONDS, done
+                click.echo(" ".join([f"{stage} …", *self._share()]), err=True)
             elif percent - self._told >= _LOG_PERCENT and now >= self._spoke + _LOG_SECONDS:
-                click.echo(f"{stage} … {percent} %, {now - self._since:.0f} s", err=True)
+                click.echo(self._line(now), err=True)
             else:
                 return
-            self._stage, self._told, self._spoke = stage, percent, now
+            self._told, self._spoke = percent, now
 
     def beat(self, ended: threading.Event) -> None:
         """Say how long a stage has taken so far when nothing else was said for a while."""
@@ -133,15 +137,32 @@ class _Log:
             with self._lock:
                 now = time.monotonic()
                 if self._stage and now - self._spoke >= self._silence:
-                    click.echo(f"{self._stage} … {now - self._since:.0f} s", err=True)
+                    click.echo(self._line(now), err=True)
                     self._spoke, self._silence = now, min(2 * self._silence, _LONGEST_SILENCE_SECONDS)
+
+    def _line(self, now: float) -> str:
+        """How far it is, how long it took so far and, once that can be told, how long it will take."""
+        took, since = now - self._since, self._done - self._begun
+        parts = [*self._share(), f"{took:.0f} s"]
+        if since and took >= _SILENCE_SECONDS and self._done < self._total:
+            parts.append(f"about {took * (self._total - self._done) / since:.0f} s left")
+        return f"{self._stage} … {', '.join(parts)}"
+
+    def _share(self) -> list[str]:
+        if not self._done or not self._total:
+            return []
+        return [f"{self._done:,} of {self._total:,}" if self._counted else f"{100 * self._done // self._total} %"]
 
 
 @contextmanager
-def progress_lines() -> Iterator[Progress]:
-    """A live line for each stage on a terminal, a plain line for each in a log; always on stderr."""
+def progress_lines(*, counted: bool = False) -> Iterator[Progress]:
+    """A live line for each stage on a terminal, a plain line for each in a log; always on stderr.
+
+    Args:
+        counted: say how many are done and not which part: what is counted is what the user asked for.
+    """
     if not sys.stderr.isatty():
-        log = _Log()
+        log = _Log(counted)
         ended = threading.Event()
         beating = threading.Thread(target=log.beat, args=(ended,), name="progress", daemon=True)
         beating.start()
@@ -151,14 +172,14 @@ def progress_lines() -> Iterator[Progress]:
             ended.set()
             beating.join()
         return
+    from rich import progress as rich
     from rich.console import Console
-    from rich.progress import BarColumn, SpinnerColumn, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bars
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=30), TaskProgressColumn(),
-               TimeElapsedColumn())  # fmt: skip
-    with Bars(*columns, console=Console(stderr=True), transient=False) as bars:
-        tasks: dict[str, TaskID] = {}
+    share = rich.MofNCompleteColumn() if counted else rich.TaskProgressColumn()
+    columns = (rich.SpinnerColumn(), rich.TextColumn("{task.description}"), rich.BarColumn(bar_width=30), share,
+               rich.TimeElapsedColumn())  # fmt: skip
+    with rich.Progress(*columns, console=Console(stderr=True), transient=False) as bars:
+        tasks: dict[str, rich.TaskID] = {}
         current = ""
 
         def live(stage: str, done: int, total: int) -> None:

@@ -163,3 +163,11 @@ def test_a_config_with_numbers_that_no_model_has(
     path.write_text(json.dumps({**json.loads(path.read_text()), "num_attention_heads": number}))
     assert _run(["plan", str(tmp_path / "model")]) == 1
     assert "config.json does not give the model's sizes (num_attention_heads is" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("precision", ["u8", "u4", "f16"])
+def test_a_table_says_what_its_words_mean(pocket_dir: Path, precision: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run(["plan", str(pocket_dir), "--context", "1024", "--kv-precision", precision]) == 0
+    told = capsys.readouterr().out
+    assert f"in {precision}, {precision[1:]} bits a number" in told
+    assert "for what the model keeps of each token it has read" in told and "TFLOP" not in told

@@ -26,7 +26,45 @@ def test_a_log_hears_of_a_long_stage_now_and_then(
         progress("reading", 0, 0)
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "fetching a (1.00 GB) …" and lines[-1] == "reading …"
-    assert lines[1:-1] == [f"fetching a (1.00 GB) … {percent} %, {3 * percent} s" for percent in range(10, 101, 10)]
+    left = {percent: f", about {3 * (100 - percent)} s left" for percent in range(10, 100, 10)}
+    assert lines[1:-1] == [
+        f"fetching a (1.00 GB) … {percent} %, {3 * percent} s{left.get(percent, '')}" for percent in range(10, 101, 10)
+    ]
+
+
+def test_a_log_says_how_far_a_stage_is_that_goes_on_from_another(capsys: pytest.CaptureFixture[str]) -> None:
+    with report.progress_lines() as progress:
+        for done in range(4):
+            progress(f"round {done + 1} of 4", done, 4)
+    rounds = capsys.readouterr().err.splitlines()
+    assert rounds == ["round 1 of 4 …", "round 2 of 4 … 25 %", "round 3 of 4 … 50 %", "round 4 of 4 … 75 %"]
+
+
+def test_requests_are_counted(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("edge.report.time.monotonic", lambda: now)
+    with report.progress_lines(counted=True) as progress:
+        for done in range(0, 1201, 300):
+            progress("Answering 1,200 requests", done, 1200)
+            now += 20.0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[1] == "Answering 1,200 requests … 300 of 1,200, 20 s, about 60 s left"
+    assert lines[-1] == "Answering 1,200 requests … 1,200 of 1,200, 80 s"
+
+
+def test_a_sign_of_life_says_how_far_it_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    monkeypatch.setattr(report, "_SILENCE_SECONDS", 0.2)
+    monkeypatch.setattr(report, "_BEAT_SECONDS", 0.01)
+    with report.progress_lines() as progress:
+        progress("reading one token after the other", 0, 64)
+        progress("reading one token after the other", 16, 64)
+        time.sleep(1)
+    told = capsys.readouterr().err.splitlines()[1:]
+    assert told and all(
+        line.startswith("reading one token after the other … 25 %, ") and line.endswith(" s left") for line in told
+    )
 
 
 def test_a_log_shows_life_in_a_long_stage(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ Answer = tuple[tuple[int, ...], Usage]
 def ask(
     engine: ChatEngine, prompts: Prompts, case: Case, number: int, *, later: bool = False
 ) -> list[tuple[Case, Sample]]:
-    """Measure a case in the round `number`, which is also the seed of its prompts.
+    """Measure a case in the round `number`; its prompts are those of this case in this round, in every run.
 
     Greedy, past the stop tokens, and with the checkpoint's own repetition penalty.
 
@@ -29,7 +29,9 @@ def ask(
     Raises:
         EdgeError: the engine's own.
     """
-    seeds = [f"{number}-{place}" for place in range(case.together)]
+    # of the case, too: a longer prompt that begins as a shorter one did would be in the cache to that part
+    of_case = f"{case.prompt_tokens}-{case.new_tokens}-{case.together}"
+    seeds = [f"{of_case} {number}-{place}" for place in range(case.together)]
     first = [prompts.first(case.prompt_tokens, seed) for seed in seeds]
     found, answers = _round(engine, case, first, number)
     if later:

@@ -21,7 +21,7 @@ from edge.bench.case import Case, Measured, Sample
 
 Verdict = Literal["faster", "slower", "no difference"]
 _DRAWS = 4000
-_LEVEL = 0.95
+LEVEL = 0.95
 _SMALLEST = 0.01
 """A difference below one in a hundred is none that a user meets."""
 DISTURBED = 0.1
@@ -52,11 +52,15 @@ class Difference:
     pairs: int
     doubtful: bool = False
     """The runs were made at different times, and something disturbed one of them."""
+    few: bool = False
+    """There are too few times to tell anything."""
+    lengths: tuple[int, int] | None = None
+    """Of prompts that were not the same: how long, in tokens, the other run's were."""
 
     @property
     def verdict(self) -> Verdict:
         """Of the second run; "no difference" also where it cannot be told."""
-        if self.doubtful or self.pairs < _FEWEST or self.low <= 1.0 <= self.high or abs(self.ratio - 1) < _SMALLEST:
+        if self.doubtful or self.few or self.low <= 1.0 <= self.high or abs(self.ratio - 1) < _SMALLEST:
             return "no difference"
         return "slower" if self.ratio > 1 else "faster"
 
@@ -97,7 +101,7 @@ def _of_pairs(case: Case, metric: str, before: Sequence[float], after: Sequence[
     logs = np.array([math.log(new / old) for old, new in zip(before, after, strict=True)])
     # The median ratio, not the mean: one round that the machine spent elsewhere says nothing.
     draws = np.random.default_rng(seed).integers(0, len(logs), (_DRAWS, len(logs)))
-    low, high = np.quantile(np.median(logs[draws], axis=1), [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
+    low, high = np.quantile(np.median(logs[draws], axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     surely_low, surely_high = _exact(np.sort(logs))
     return Difference(
         case=case,
@@ -108,6 +112,7 @@ def _of_pairs(case: Case, metric: str, before: Sequence[float], after: Sequence[
         low=math.exp(min(float(low), surely_low)),
         high=math.exp(max(float(high), surely_high)),
         pairs=len(before),
+        few=len(before) < _FEWEST,
     )
 
 
@@ -117,7 +122,7 @@ def _exact(ordered: NDArray[np.float64]) -> tuple[float, float]:
     count, outside, below = len(ordered), 0.0, 0
     while below < count // 2:
         outside += 2 * math.comb(count, below) / 2**count
-        if outside > 1 - _LEVEL:
+        if outside > 1 - LEVEL:
             break
         below += 1
     place = max(below - 1, 0)

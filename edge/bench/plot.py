@@ -16,12 +16,15 @@ from edge.bench.summary import figures, spread
 from edge.errors import MissingExtraError
 from edge.files import write_text
 
-_WIDE = (7.2, 4.2)
-_INK, _FAINT = "#1f2933", "#c6ccd2"
+WIDE = (7.2, 4.2)
+"""Inches."""
+INK, _FAINT = "#1f2933", "#c6ccd2"
 _STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1f2933}"
     "img{max-width:100%;display:block;margin:1.5rem 0}pre{overflow-x:auto;font-size:13px}"
 )
+_SHORT, _SHORTER = 300, 8  # of a logarithmic axis, from end to end: numbers at 1, 2 and 5, and at all of 1 to 9
+_NAMES = 4  # of a legend that stands in the drawing
 COLOURS = ("#1b6ca8", "#d1495b", "#2e8b57", "#8d6a9f", "#b8860b")
 
 
@@ -100,13 +103,15 @@ def _ttft(record: Record) -> bytes:
                 axes.plot(places, limits, ":", marker="_", color=colour, alpha=0.7, label=f"{name}, limit")
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    _plain_numbers(axes)
+    plain_numbers(axes)
     return png(figure, axes)
 
 
 def _steps(record: Record) -> bytes:
     figure, axes = drawing("Time from token to token, along the answer", "token of the answer", "milliseconds")
     for colour, name, each in zip(_cycle(record), _names(record), record.measured, strict=True):
+        if each.model.get("reference"):  # whose times from token to token nobody knows
+            continue
         alone = [case for case in each.cases() if case.together == 1 and not case.later]
         for alpha, case in zip((1.0, 0.65, 0.4, 0.3), alone, strict=False):
             rows = [sample.steps for sample in each.of(case)]
@@ -136,6 +141,7 @@ def _roofline(record: Record) -> bytes:
             axes.plot([intensity], [rate / 1e9], marker, color=colour, label=f"{name}, {label}")
     axes.set_xscale("log")
     axes.set_yscale("log")
+    plain_numbers(axes)
     return png(figure, axes)
 
 
@@ -164,36 +170,42 @@ def drawing(title: str, across: str, up: str) -> tuple[Any, Any]:
     """A figure and its axes, as all charts have them."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=_WIDE, dpi=120, layout="constrained")
+    figure = Figure(figsize=WIDE, dpi=120, layout="constrained")
     axes = figure.subplots()
-    axes.set_title(title, color=_INK, loc="left", fontsize=12)
-    axes.set_xlabel(across, color=_INK)
-    axes.set_ylabel(up, color=_INK)
+    axes.set_title(title, color=INK, loc="left", fontsize=12)
+    axes.set_xlabel(across, color=INK)
+    axes.set_ylabel(up, color=INK)
     axes.grid(True, which="major", color=_FAINT, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
 
-def _plain_numbers(axes: Any) -> None:
-    """0.2 and 1024 on logarithmic axes, not powers."""
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+def plain_numbers(axes: Any) -> None:
+    """0.2 and 1,024 on logarithmic axes, not powers; where there are few such, also numbers between them."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
-    low, high = axes.get_ylim()
-    if high / low > 10:
-        axes.yaxis.set_minor_formatter(NullFormatter())
-    else:
-        axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
+    shown = FuncFormatter(lambda value, place: f"{value:,.0f}" if value >= 1000 else f"{value:g}")
+    for axis in (axes.xaxis, axes.yaxis):
+        if axis.get_scale() != "log":
+            continue
+        axis.set_major_formatter(shown)
+        axis.set_minor_formatter(NullFormatter())
+        low, high = axis.get_view_interval()
+        if high / low < _SHORT and axis.get_transform().base == 10:
+            steps = range(1, 10) if high / low < _SHORTER else (1, 2, 5)
+            axis.set_major_locator(LogLocator(base=10, subs=steps))
 
 
 def _cycle(record: Record) -> list[str]:
     return [COLOURS[place % len(COLOURS)] for place in range(len(record.measured))]
 
 
-def png(figure: Any, axes: Any) -> bytes:
-    """The picture, with a legend if it has names in it."""
-    if axes.get_legend_handles_labels()[0]:
+def png(figure: Any, axes: Any, *, beside: bool = False) -> bytes:
+    """The picture, with a legend if it has names in it: where there is room, or below the drawing."""
+    handles, _ = axes.get_legend_handles_labels()
+    if handles and (beside or len(handles) > _NAMES):
+        figure.legend(fontsize=8, frameon=False, loc="outside lower center", ncols=2 if len(handles) != 3 else 3)
+    elif handles:
         axes.legend(fontsize=8, frameon=False)
     out = io.BytesIO()
     figure.savefig(out, format="png")

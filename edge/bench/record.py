@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 
 from edge.bench.case import Measured
+from edge.bench.summary import facts
 from edge.errors import UsageError
 from edge.files import write_text
 
@@ -46,10 +47,11 @@ class Record:
         write_text(path, json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
 
     def to_json(self) -> dict[str, Any]:
-        """For a file."""
+        """For a file, and for a program: the figures that a user is shown, and every sample they are made of."""
         return {
             "format": FORMAT, "made": self.made, "machine": self.machine, "versions": self.versions,
             "rounds": self.rounds, "left_out": list(self.left_out),
+            "figures": [found for each in self.measured for found in facts(each)],
             "measured": [each.to_json() for each in self.measured],
         }  # fmt: skip
 

@@ -35,8 +35,8 @@ _HOPELESS_AFTER, _HOPELESS = 2, 1.05
 _MORE_ERROR = 0.1
 """Nats by which log-probabilities of a known text may be further off than with the defaults; a 4-bit cache: 0.2."""
 _SLOWER = 1.1
-_SHARE = 40
-"""The part of the time that one round may take: as long as that leaves a question worth measuring."""
+_TRIED = 0.5
+"""The share of the changes for which the time has to be enough: those that are hopeless take less than theirs."""
 _SIZES = ((1024, 64), (512, 32), (256, 32), (128, 16), (64, 8), (32, 4))
 
 
@@ -77,6 +77,13 @@ class Found:
     tried: tuple[Tried, ...]
     case: Case
     seconds: float
+    enough_seconds: float = 0.0
+    """What trying all would have taken, had none been hopeless."""
+
+    @property
+    def left_out(self) -> int:
+        """Changes that were not tried."""
+        return sum(each.verdict == "not tried" for each in self.tried)
 
 
 def search(
@@ -125,10 +132,11 @@ class _Search:
             start = self._clock()
             best.load()
             loaded = self._clock() - start
-            self._case = self._fitting(best)
+            self._case = self._fitting(best, loaded, sum(map(len, changes)))
             start = self._clock()
             self._round(best, -1)  # new shapes are compiled
             self._cost = loaded + 2 * _PAIRS * (self._clock() - start)
+            first_seconds = self._clock() - self._begin
             for group in changes:
                 winner: tuple[Change, _Way] | None = None
                 for change in group:
@@ -155,13 +163,15 @@ class _Search:
         for change in kept:
             settings = change.on(settings)
         words = tuple(change.words for change in kept)
-        return Found(settings, words, final if kept else None, tuple(tried), self._case, self._clock() - self._begin)
+        enough = first_seconds + self._cost * (len(tried) + 2)  # two are left when the last is begun
+        took = self._clock() - self._begin
+        return Found(settings, words, final if kept else None, tuple(tried), self._case, took, enough)
 
     def _left(self) -> float:
         return self._begin + self._seconds - self._clock()
 
-    def _fitting(self, way: _Way) -> Case:
-        """The longest question of which a round fits into its share of the time."""
+    def _fitting(self, way: _Way, loaded: float, changes: int) -> Case:
+        """The longest question that leaves time to try so many changes, each of which is loaded, too."""
         self._progress("looking how fast the defaults are", 0, 0)
         facts = way.worker.facts()
         start = self._clock()
@@ -172,15 +182,17 @@ class _Search:
         (_, sample) = samples[0]
         per_token = sample.ttft_seconds / sample.prompt_tokens
         tpot = sample.tpot_seconds or took / 8
+        each = self._left() / (1 + max(_TRIED * changes, 1))  # and once more, against the defaults
+        room = (each - loaded) / (2 * _PAIRS + 1)
         for prompt, new in _SIZES:
             fits = prompt + 2 * new + 64 <= facts["context"] and prompt >= facts["shortest"]
-            if fits and prompt * per_token + 2 * new * tpot <= self._seconds / _SHARE:
+            if fits and prompt * per_token + 2 * new * tpot <= room:
                 return Case(prompt, new)
         return Case(max(64, facts["shortest"]), 8)
 
     def _try(self, ending: ExitStack, change: Change, best: _Way) -> tuple[Tried, _Way | None]:
         """What came of a change on the best way so far, and its way if it is better."""
-        self._progress(f"trying {change.words}", 0, 0)
+        self._progress(f"trying {change.words}", int(self._clock() - self._begin), int(self._seconds))
         settings = change.on(best.settings)
         other = ExitStack()
         try:
@@ -282,8 +294,10 @@ def changes(device: str, ask: Callable[[str, str], Any], threads: int, logical: 
         groups.append([Change(f"dynamic-quantization group {size}", {"DYNAMIC_QUANTIZATION_GROUP_SIZE": size})
                        for size in (128, 64)])  # fmt: skip
         counts = [count for count in (logical, max(threads // 2, 1)) if count != threads]
-        some = [Change(f"{count} threads", {"INFERENCE_NUM_THREADS": count, "ENABLE_HYPER_THREADING": count > threads})
-                for count in counts]  # fmt: skip
+        some = []
+        for count in counts:
+            given = {"INFERENCE_NUM_THREADS": count, "ENABLE_HYPER_THREADING": count > threads}
+            some.append(Change(f"{count} thread{'s' * (count != 1)}", given))
         if kinds > 1:
             some.insert(0, Change("performance cores only", {"SCHEDULING_CORE_TYPE": "PCORE_ONLY"}))
         groups.append(some)

@@ -14,10 +14,11 @@ from edge.bench.summary import Figures, figures, spread
 _HEAD = ("case", "TTFT", "prefill", "TPOT", "p99", "decode", "all", "of the limit")
 _FOOT = (
     "TTFT: to the first token, median (90th percentile). TPOT: for each further token, median over answers; p99: of "
-    "the times between tokens. prefill, decode, all: tokens a second of the prompt, of one answer, of all answers with "
-    "their prefill. Of the limit: how much of what memory and arithmetic of this machine allow, at TTFT and at TPOT. "
-    "The limits are of the same run, and lower where other programs are at work; the matrix product is the fastest of "
-    "the model's own largest matrix as it is compressed (as the model), and square ones in f32 and bf16."
+    "a hundred times between tokens the slowest, too few where there are not so many. prefill, decode, all: tokens a "
+    "second of the prompt, of one answer, of all answers with their prefill. Of the limit: how much of what memory and "
+    "arithmetic of this machine allow, at TTFT and at TPOT. The limits are of the same run, and lower where other "
+    "programs are at work; the matrix product is the fastest of the model's own largest matrix as it is compressed (as "
+    "the model), and square ones in f32 and bf16."
 )
 
 
@@ -72,15 +73,25 @@ def comparison(differences: Sequence[Difference], *, one_run: bool) -> str:
     head = ("case", "", "before", "after", "ratio", "95 % interval", "")
     rows = [head]
     for each in differences:
-        interval = f"{each.low:.2f} to {each.high:.2f}"
-        rows.append((each.case.name, each.metric, seconds(each.before), seconds(each.after), f"{each.ratio:.2f}",
-                     interval, each.verdict))  # fmt: skip
+        interval = "-" if each.few else f"{each.low:.2f} to {each.high:.2f}"
+        rows.append((_beside(each), each.metric, seconds(each.before), seconds(each.after), f"{each.ratio:.2f}",
+                     interval, "too few to tell" if each.few else each.verdict))  # fmt: skip
     lines = aligned(rows)
-    pairs = min((each.pairs for each in differences), default=0)
-    lines.append(f"{pairs} pairs at least; below six nothing is said to differ.")
+    if any(each.lengths for each in differences):
+        lines.append("The prompts were not the same: those of about the same length are held against each other.")
+    else:
+        pairs = min((each.pairs for each in differences), default=0)
+        lines.append(f"{pairs} pairs at least; below six nothing is said to differ.")
     if not one_run:
         lines.append("The two were not measured in one run: what the machine did at either time is in the ratio, too.")
     return "\n".join(lines)
+
+
+def _beside(each: Difference) -> str:
+    if each.lengths is None:
+        return each.case.name
+    low, high = each.lengths
+    return f"{each.case.name} | {low:,}" + (f" to {high:,}" if high != low else "") + " in"
 
 
 def notes(measured: Measured) -> list[str]:
@@ -89,6 +100,8 @@ def notes(measured: Measured) -> list[str]:
     first = spread([each.first_token_seconds for each in measured.loads])
     lines = [f"Loaded in {seconds(load[0])}; the first token after that took {seconds(first[0])} "
              f"({len(measured.loads)} {'start' if len(measured.loads) == 1 else 'starts'})."]  # fmt: skip
+    if measured.settings.get("tuned_words"):
+        lines.append(f"With settings that glm4-edge tune kept: {measured.settings['tuned_words']}.")
     anonymous, resident = measured.memory.get("anonymous"), measured.memory.get("resident")
     if resident is not None:
         own = "" if anonymous is None else f"{anonymous / 1e9:.2f} GB of its own, "
@@ -126,9 +139,13 @@ def _row(found: Figures) -> tuple[str, ...]:
     shares = " / ".join("-" if each is None else f"{each:.0%}" for each in (found.ttft_share, found.tpot_share))
     return (
         found.case.name, f"{seconds(found.ttft)} ({seconds(found.ttft_p90)})", f"{found.prefill_rate:,.0f}",
-        seconds(found.tpot), seconds(found.step_p99), "-" if found.decode_rate is None else f"{found.decode_rate:,.1f}",
+        seconds(found.tpot), _rare(found), "-" if found.decode_rate is None else f"{found.decode_rate:,.1f}",
         f"{found.throughput:,.1f}", shares,
     )  # fmt: skip
+
+
+def _rare(found: Figures) -> str:
+    return "too few" if found.step_p99 is None and found.steps else seconds(found.step_p99)
 
 
 def _plain(value: float | None) -> str:

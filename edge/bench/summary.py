@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from edge.bench.case import Case, Measured
 from edge.bench.counts import Counts
+
+FEWEST_OF_A_HUNDRED = 100
+"""Times, below which none of them is the slowest in a hundred."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class Figures:
     """Of the times between tokens, over all answers."""
     step_p90: float | None
     step_p99: float | None
+    """None of fewer than a hundred, too."""
     prefill_rate: float
     """Tokens of the prompt that had to be read, all requests together, to the first token of the last."""
     decode_rate: float | None
@@ -37,6 +42,8 @@ class Figures:
     """What the machine's limits alone would take; not said of several prompts at once."""
     tpot_limit: float | None
     busy_elsewhere: float | None
+    steps: int
+    """Times between tokens that the quantiles are of."""
 
     @property
     def ttft_share(self) -> float | None:
@@ -73,7 +80,7 @@ def _figures(measured: Measured, case: Case) -> Figures:
         tpot=tpot,
         step_p50=quantile(steps, 0.5) if steps else None,
         step_p90=quantile(steps, 0.9) if steps else None,
-        step_p99=quantile(steps, 0.99) if steps else None,
+        step_p99=quantile(steps, 0.99) if len(steps) >= FEWEST_OF_A_HUNDRED else None,
         prefill_rate=statistics.median(
             sum(each.read_tokens for each in made) / max(each.ttft_seconds for each in made) for made in rounds
         ),
@@ -84,6 +91,7 @@ def _figures(measured: Measured, case: Case) -> Figures:
         ttft_limit=prefill_limit,
         tpot_limit=decode_limit,
         busy_elsewhere=statistics.fmean(busy) if busy else None,
+        steps=len(steps),
     )
 
 
@@ -97,6 +105,15 @@ def _limits(measured: Measured, case: Case, prompt: int, read: int) -> tuple[flo
         None if case.together > 1 else counts.prefill_seconds(prompt, max(read, 1), 1, bandwidth, rate),
         counts.decode_seconds(prompt + case.new_tokens / 2, case.together, bandwidth, rate),
     )
+
+
+def facts(measured: Measured) -> list[dict[str, Any]]:
+    """The same for a program."""
+    return [
+        {**asdict(found), "name": measured.name, "device": measured.device,
+         "ttft_share": found.ttft_share, "tpot_share": found.tpot_share}
+        for found in figures(measured)
+    ]  # fmt: skip
 
 
 def disturbance(measured: Measured) -> float:

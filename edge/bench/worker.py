@@ -193,6 +193,7 @@ class _Server:
             },
             "settings": {
                 **asdict(replace(settings, properties=dict(settings.properties))),
+                "tuned_words": engine.tuned,
                 "defaults": devices.default_properties(settings.device, manifest),
             },
             "context": engine.context_length,

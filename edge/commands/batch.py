@@ -168,7 +168,7 @@ def _answers(engine: ChatEngine, lines: Sequence[Line], given: Given, counts: Co
         return
     stage, started = f"Answering {len(lines):,} request{'s' * (len(lines) != 1)}", time.perf_counter()
     progress: Progress
-    with progress_lines() as progress, contextlib.closing(run(engine, lines, given, say)) as answers:
+    with progress_lines(counted=True) as progress, contextlib.closing(run(engine, lines, given, say)) as answers:
         progress(stage, 0, len(lines))
         for number, one in enumerate(answers, 1):
             yield one

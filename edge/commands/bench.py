@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -181,33 +181,50 @@ def _arms(
 @click.argument("after", type=click.Path(dir_okay=False, path_type=Path), required=False)
 @click.option("--fail-if-slower", metavar="X%", help="End with 1 if anything is slower by more, beyond the noise.")
 @click.option("--json", "as_json", is_flag=True, help="For a program.")
-def compare(before: Path, after: Path | None, fail_if_slower: str | None, as_json: bool) -> None:
+@click.option(
+    "--charts", type=click.Path(file_okay=False, path_type=Path), help="Draw both runs side by side into this folder."
+)
+def compare(
+    before: Path, after: Path | None, fail_if_slower: str | None, as_json: bool, charts: Path | None
+) -> None:  # fmt: skip
     """Say whether what was measured in AFTER is faster or slower than in BEFORE, or whether only noise differs.
 
-    Both are files that `glm4-edge bench --out` wrote. With one file, everything in it is compared with the first model
-    in it. The ratio is that of times: above 1 is slower. A figure counts as different where the whole interval is on
-    one side of 1 and the difference is at least one in a hundred.
+    Both are files that `glm4-edge bench --out` wrote, on this machine or on another; one of them may be a file of
+    `glm4-edge reference`, which holds the times of the checkpoint itself. With one file, everything in it is compared
+    with the first model in it. The ratio is that of times: above 1 is slower. A figure counts as different where the
+    whole interval is on one side of 1 and the difference is at least one in a hundred.
 
     \b
     Examples:
-      glm4-edge bench compare before.json after.json
+      glm4-edge bench compare before.json after.json --charts charts
       glm4-edge bench compare before.json after.json --fail-if-slower 10%
+      glm4-edge bench compare glm4.ref today.json
     """
+    from edge.bench import apart, plot, plot_both, show, summary
     from edge.bench import compare as comparing
-    from edge.bench import show, summary
-    from edge.bench.record import Record, same_machine
+    from edge.bench.record import same_machine
 
     bound = _percent(fail_if_slower)
-    first = Record.read(before.expanduser())
-    second = first if after is None else Record.read(after.expanduser())
-    blocks, told, slower = [], [], []
-    for one, other in _pairs(first, second, one_run=after is None):
-        found = comparing.compare(one, other)
+    if charts is not None:
+        plot.require()
+        if not charts.expanduser().absolute().parent.is_dir():
+            raise UsageError(f"there is no folder {charts.parent}", hint="Make it first, or name another.")
+    first, is_reference = _read(before)
+    second, other_too = (first, False) if after is None else _read(after)
+    if is_reference and (other_too or after is None):
+        raise UsageError("a reference is compared with a benchmark",
+                         hint="Name a file that glm4-edge bench --out wrote, too.")  # fmt: skip
+    unpaired = is_reference or other_too
+    blocks, told, slower, shown = [], [], [], []
+    for one, other in _pairs(first, second, one_run=after is None, all_of=unpaired):
+        found = apart.compare(one, other) if unpaired else comparing.compare(one, other)
         disturbed = 0.0 if after is None else max(summary.disturbance(one), summary.disturbance(other))
         if disturbed > comparing.DISTURBED:
             found = [replace(each, doubtful=True) for each in found]
+            here = not unpaired and same_machine(first.machine, second.machine)
             say(f"Other programs had up to {disturbed:.0%} of the processors in one of the runs: no difference can be "
-                "told. Measure both on a quiet machine, or in one run: glm4-edge bench ONE OTHER.")  # fmt: skip
+                "told. Measure both on a quiet machine"
+                + (", or in one run: glm4-edge bench ONE OTHER." if here else "."))  # fmt: skip
         if not found:
             raise UsageError(f"{before} and {after or before} have no case in common", hint="Measure the same prompts.")
         names = f"{one.name} on {one.device} → {other.name} on {other.device}"
@@ -215,12 +232,17 @@ def compare(before: Path, after: Path | None, fail_if_slower: str | None, as_jso
         told.append({"before": [one.name, one.device], "after": [other.name, other.device],
                      "one_run": after is None, "same_machine": same_machine(first.machine, second.machine),
                      "differences": [{**asdict(each), "verdict": each.verdict} for each in found]})  # fmt: skip
+        shown.append((names, found))
         slower += [each for each in found if bound is not None and each.verdict == "slower" and each.low > 1 + bound]
     click.echo(json.dumps(told, indent=1) if as_json else "\n\n".join(blocks))
+    if charts is not None:
+        runs = None if after is None else (before.stem, after.stem)
+        made = plot_both.write(first, second, runs, shown, "\n\n".join(blocks), charts.expanduser())
+        say(f"The charts are in {made[-1]}")
     if not same_machine(first.machine, second.machine):
-        say(f"The machines differ: {first.machine['cpu']}, {second.machine['cpu']}.")
-    if first.versions != second.versions:
-        say(f"The versions differ: {first.versions}, {second.versions}.")
+        say(f"The machines differ: {_machine(first)}; {_machine(second)}.")
+    if changed := _changed(first.versions, second.versions):
+        say(f"The versions differ: {changed}.")
     if slower:
         worst = max(slower, key=lambda each: each.low)
         raise VerificationError(
@@ -230,8 +252,21 @@ def compare(before: Path, after: Path | None, fail_if_slower: str | None, as_jso
         )
 
 
-def _pairs(first: Record, second: Record, *, one_run: bool) -> list[tuple[Measured, Measured]]:
-    """What is compared with what: within one run the first with all others, else those of the same name and device."""
+def _read(path: Path) -> tuple[Record, bool]:
+    """A run, and whether it is a reference's."""
+    from edge.bench import apart
+    from edge.bench.record import Record
+
+    if apart.is_reference(path.expanduser()):
+        return apart.read(path.expanduser()), True
+    return Record.read(path.expanduser()), False
+
+
+def _pairs(first: Record, second: Record, *, one_run: bool, all_of: bool) -> list[tuple[Measured, Measured]]:
+    """What is compared with what: within one run the first with all others, else those of the same name and device,
+    or all with all."""
+    if all_of:
+        return [(one, other) for one in first.measured for other in second.measured]
     if one_run:
         if len(first.measured) < 2:
             raise UsageError("there is only one model in this file", hint="Name a second file to compare it with.")
@@ -243,6 +278,18 @@ def _pairs(first: Record, second: Record, *, one_run: bool) -> list[tuple[Measur
     if len(first.measured) == len(second.measured):
         return list(zip(first.measured, second.measured, strict=True))
     raise UsageError("the two files have no model in common", hint="Measure the same models.")
+
+
+def _machine(run: Record) -> str:
+    """What tells machines apart; two with one processor's name may have other numbers of cores."""
+    told = run.machine
+    return f"{told['cpu']}, {told['cores']} cores, {told['memory_bytes'] / 1e9:.0f} GB"
+
+
+def _changed(before: Mapping[str, str], after: Mapping[str, str]) -> str:
+    """Versions of what both had."""
+    both = (name for name in before if name in after and before[name] != after[name])
+    return ", ".join(f"{name} {before[name]} and {after[name]}" for name in both)
 
 
 def _percent(text: str | None) -> float | None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from edge.runtime.plan import KvPrecision, Plan
 
 _LARGEST = 1e18
+_KV_WORDS = {"f32": "32 bits a number", "f16": "16 bits a number", "u8": "8 bits a number", "u4": "4 bits a number"}
 
 
 @click.command()
@@ -134,19 +135,22 @@ def _facts(
 
 def _table(folder: Path, made: Plan, facts: dict[str, Any]) -> str:
     weights, attention = facts["prefill_flop"].values()
-    work = f"{(weights + attention) / 1e12:,.1f} TFLOP, {attention / (weights + attention):.0%} of it attention"
+    work = f"{(weights + attention) / 1e12:,.1f} trillion operations to read a prompt that fills it"
+    share = f"{attention / (weights + attention):.0%} of them to look back at what was read"
     rows = [
         ("model", f"{folder}, on {made.device} with {facts['threads']} threads"),
         ("context", f"{made.context:,} tokens; the model reads at most {made.model_context:,}"),
-        ("program", _gb(made.program_bytes)),
-        ("weights", f"{_gb(made.repacked_bytes)}, repacked for the device; the file's own {_gb(made.weight_bytes)} "
-                    "stay in memory as long as nobody else needs it"),
-        ("KV cache", f"{_gb(made.kv_bytes)} in {made.kv_precision}, {made.kv_bytes / made.context:,.0f} bytes a token"),
-        ("working", f"{_gb(made.working_bytes)} while the prompt is read"),
+        ("program", f"{_gb(made.program_bytes)}, without a model"),
+        ("weights", f"{_gb(made.repacked_bytes)}, in the order in which the device reads them; the file's own "
+                    f"{_gb(made.weight_bytes)} stay in memory, too, as long as no program needs it"),
+        ("cache", f"{_gb(made.kv_bytes)} for what the model keeps of each token it has read (KV cache, in "
+                  f"{made.kv_precision}, {_KV_WORDS[made.kv_precision]}), {made.kv_bytes / made.context:,.0f} bytes a "
+                  "token"),
+        ("working", f"{_gb(made.working_bytes)} more while the prompt is read"),
         ("together", _gb(made.needed_bytes)),
         ("available", f"{_gb(made.available_bytes)} of {_gb(made.total_bytes)}"),
         ("longest", f"{made.longest_context:,} tokens fit"),
-        ("reading", f"{work}; how long that takes is not known before the model has run here"),
+        ("reading", f"{work}, {share}; glm4-edge bench measures how long that takes"),
         *(("assumed", sentence) for sentence in made.assumed),
         ("verdict", made.verdict),
         *(("", sentence) for sentence in facts["advice"]),

@@ -45,6 +45,9 @@ class _Names(click.ParamType):  # type: ignore[type-arg]  # generic from click 8
 @click.option("--reference", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
               help="Compare with what `glm4-edge reference` kept, on its texts.")  # fmt: skip
 @click.option("--exact", is_flag=True, help="Full precision everywhere but in the weights, instead of as chat runs it.")
+@click.option(
+    "--tuned", is_flag=True, help="With the settings that `glm4-edge tune` kept here, instead of the defaults."
+)
 @click.option("--distance/--no-distance", default=True, show_default=True, help="Perplexity, and the comparison.")
 @click.option("--tasks", type=_Names("NAME,NAME,…"), help="gsm8k, mmlu, ceval, cmmlu, humaneval, ifeval, or any that "
               "lm-eval has.")  # fmt: skip

@@ -41,6 +41,7 @@ class Wanted:
     against: str | None
     reference: Path | None
     exact: bool
+    tuned: bool
     distance: bool
     tasks: tuple[str, ...] | None
     limit: int | None
@@ -93,6 +94,8 @@ def _checked(wanted: Wanted) -> dict[str, Protocol]:
         other = "--against" if wanted.against is not None else "--text"
         raise UsageError(f"--reference has texts and a checkpoint of its own, and {other} names another",
                          hint="Leave one of them out.")  # fmt: skip
+    if wanted.exact and wanted.tuned:
+        raise UsageError("--exact and --tuned each say how to run the model", hint="Leave one of them out.")
     if not (wanted.distance or wanted.tasks or wanted.needle):
         raise UsageError("nothing is left to be measured", hint="Add --tasks or --needle, or leave out --no-distance.")
     found = {name: protocols.protocol(name, few_shot=wanted.few_shot, chat=wanted.chat) for name in wanted.tasks or ()}
@@ -148,11 +151,17 @@ class _Measuring:
         self._texts = texts.read(wanted.text) if wanted.distance and wanted.reference is None else {}
         self._stored = None if wanted.reference is None else Reference.read(wanted.reference.expanduser())
         self._made: dict[Path, Reference] = {}
+        self._kept: tuned.Tuned | None = None
 
     def measured(self, name: str, called: str, folder: Path) -> Model:
         """Everything wanted of one model, which tables and files call so."""
         wanted, manifest = self._wanted, Manifest.read(folder)
         place = Choices().resolved(wanted.device, folder)
+        self._kept = tuned.read(folder, place)
+        settings = self._kept.said if self._kept is not None else ""
+        if settings and not (wanted.tuned or wanted.exact):
+            say(f"{called} is measured with the default settings, which are the same on every machine, not as chat "
+                f"runs it here ({settings}): --tuned measures that.")  # fmt: skip
         found = Model(
             name=called,
             device=place,
@@ -161,6 +170,7 @@ class _Measuring:
                 "revision": manifest.source.revision, "target": manifest.target, "recipe": manifest.recipe,
                 "parameters": manifest.architecture.parameters, "bytes": manifest.bytes,
             },
+            settings=settings if wanted.tuned else "",
         )  # fmt: skip
         if wanted.distance:
             found.distance = self._distance(folder, manifest, place)
@@ -183,14 +193,22 @@ class _Measuring:
             checkpoint = at_hand(manifest, wanted.against, self._progress)
             if checkpoint is None:
                 windows = texts.windows(self._texts, tokenizer.load(folder), window=wanted.window, tokens=wanted.tokens)
-                return distance.from_text(folder, windows, place, exact=wanted.exact, progress=self._progress)
+                return distance.from_text(
+                    folder, windows, place, exact=wanted.exact, extra=self._extra(), progress=self._progress
+                )
             if checkpoint.folder not in self._made:
                 windows = texts.windows(
                     self._texts, tokenizer.load(checkpoint.folder), window=wanted.window, tokens=wanted.tokens
                 )
                 self._made[checkpoint.folder] = reference_of(checkpoint, windows, self._progress)
             reference = self._made[checkpoint.folder]
-        return distance.from_reference(folder, reference, place, exact=wanted.exact, progress=self._progress)
+        return distance.from_reference(
+            folder, reference, place, exact=wanted.exact, extra=self._extra(), progress=self._progress
+        )
+
+    def _extra(self) -> dict[str, Any]:
+        """What tune kept of this model, where that is asked for."""
+        return dict(self._kept.properties) if self._kept is not None and self._wanted.tuned else {}
 
     def _tasks(self, name: str, folder: Path, manifest: Manifest, place: str) -> Any:
         from edge.quality.adapter import EdgeLM
@@ -201,7 +219,9 @@ class _Measuring:
         lm = EdgeLM(
             name, tokenizer.load(folder), manifest.stop_ids,
             min(manifest.architecture.context_length, wanted.context or manifest.architecture.context_length),
-            scorer=lambda: Scorer(folder, parity.place(folder, place, self._progress), exact=wanted.exact),
+            scorer=lambda: Scorer(
+                folder, parity.place(folder, place, self._progress), exact=wanted.exact, extra=self._extra()
+            ),
             engine=lambda: self._engine(folder, place), progress=self._progress,
         )  # fmt: skip
 
@@ -224,7 +244,7 @@ class _Measuring:
 
     def _key(self, folder: Path, place: str) -> str:
         """Of this model's answers as they are made here: another model, device, setting or version makes others."""
-        found = tuned.read(folder, place)
+        found = self._kept if self._wanted.tuned else None
         settings = None if found is None else (sorted(found.properties.items()), found.step_tokens)
         wanted = self._wanted
         told = repr((ir_digest(folder), place, wanted.exact, wanted.context, settings, __version__, versions()))
@@ -236,5 +256,6 @@ class _Measuring:
         from edge.runtime.guarding import open_guarded
         from edge.runtime.settings import Settings
 
-        settings = Settings(place, EXACT if self._wanted.exact else {}, context=self._wanted.context)
+        wanted = self._wanted
+        settings = Settings(place, EXACT if wanted.exact else {}, context=wanted.context, tuned=wanted.tuned)
         return open_guarded(folder, settings, fallback=False, policy="refuse", say=say, progress=self._progress)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,6 +63,9 @@ def tune(
     defaults = Settings(place, context=context, tuned=False)
     with progress_lines() as progress:
         found = searching.search(folder, defaults, _changes(place), aim, seconds=60 * minutes, progress=progress)
+    if found.left_out == len(found.tried):  # what was found in an earlier search stays
+        click.echo(json.dumps(_facts(found, None), indent=1) if as_json else _told(found, aim, place))
+        return
     ratio = found.final.ratio if found.final is not None else 1.0
     kept = tuned.Tuned(aim, ", ".join(found.words), dict(found.settings.properties), found.settings.step_tokens, ratio)
     path = tuned.keep(folder, place, kept)
@@ -84,11 +88,12 @@ def _changes(place: str) -> list[list[Change]]:
     return changes(place, devices.ask, usable_threads(machine), logical, kinds)
 
 
-def _facts(found: Found, path: Path) -> dict[str, Any]:
+def _facts(found: Found, path: Path | None) -> dict[str, Any]:
     final = found.final
     return {
-        "kept": list(found.words), "properties": dict(found.settings.properties), "file": str(path),
-        "step_tokens": found.settings.step_tokens, "seconds": found.seconds, "case": asdict(found.case),
+        "kept": list(found.words), "properties": dict(found.settings.properties),
+        "step_tokens": found.settings.step_tokens, "file": None if path is None else str(path),
+        "seconds": found.seconds, "enough_seconds": found.enough_seconds, "case": asdict(found.case),
         "against_defaults": None if final is None else {**asdict(final), "verdict": final.verdict},
         "tried": [asdict(each) for each in found.tried],
     }  # fmt: skip
@@ -97,13 +102,18 @@ def _facts(found: Found, path: Path) -> dict[str, Any]:
 def _told(found: Found, aim: str, place: str) -> str:
     from edge.bench.search import AIMS
 
+    what = "memory" if aim == "memory" else "time"
     lines = [f"Measured on {place}: {AIMS[aim]}, {found.case.name}; {found.seconds:.0f} s."]  # type: ignore[index]
     for each in found.tried:
-        ratio = "" if each.ratio is None else f", {each.ratio:.2f} of the time"
+        ratio = "" if each.ratio is None else f", {each.ratio:.2f} of the {what}"
         why = "" if each.reason is None else f": {each.reason}"
         lines.append(f"  {each.words:<34} {each.verdict}{ratio}{why}")
-    final = found.final
-    if final is None:
+    final, minutes = found.final, math.ceil(found.enough_seconds / 60)
+    if found.left_out:
+        lines.append(f"{found.left_out} of {len(found.tried)} were not tried: --minutes {minutes} is enough for all.")
+    if found.left_out == len(found.tried):
+        lines.append("Nothing is kept: what was in use before still is.")
+    elif final is None:
         lines.append("Kept: the defaults. Nothing was better beyond the noise.")
     else:
         lines.append(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,14 +23,20 @@ def _silent(stage: str, done: int, total: int) -> None:
 
 
 def from_reference(
-    folder: Path, reference: Reference, device: str, *, exact: bool = False, progress: Progress = _silent
+    folder: Path,
+    reference: Reference,
+    device: str,
+    *,
+    exact: bool = False,
+    extra: Mapping[str, Any] | None = None,
+    progress: Progress = _silent,
 ) -> Distance:
     """Of the reference's prompts and answers; see `parity.compare`, which is what runs.
 
     Raises:
         EdgeError: those of `parity.compare`.
     """
-    found = parity.compare(folder, reference, device, progress, exact=exact)
+    found = parity.compare(folder, reference, device, progress, exact=exact, extra=extra)
     languages = list(dict.fromkeys(one.language for one in found.prompts))
     names = ["all", *languages] if len(languages) > 1 else languages
     about = reference.about
@@ -46,7 +53,13 @@ def from_reference(
 
 
 def from_text(
-    folder: Path, windows: Sequence[Prompt], device: str, *, exact: bool = False, progress: Progress = _silent
+    folder: Path,
+    windows: Sequence[Prompt],
+    device: str,
+    *,
+    exact: bool = False,
+    extra: Mapping[str, Any] | None = None,
+    progress: Progress = _silent,
 ) -> Distance:
     """Of texts alone: perplexity, and what it is made of.
 
@@ -57,7 +70,7 @@ def from_text(
     """
     place = parity.place(folder, device, progress)
     progress(f"loading on {place}", 0, 0)
-    scorer = Scorer(folder, place, exact=exact)
+    scorer = Scorer(folder, place, exact=exact, extra=extra)
     asked = [Asked(tuple(each.token_ids[:1]), tuple(each.token_ids[1:])) for each in windows]
     found = [np.array(each.log_probs) for each in scorer.score(asked, progress, f"reading the text on {place}")]
     by_name = {

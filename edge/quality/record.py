@@ -110,6 +110,8 @@ class Model(_Section):
     distance: Distance | None = None
     tasks: list[Task] = []
     needles: Needles | None = None
+    settings: str = ""
+    """That `glm4-edge tune` had kept and that were used, in words; "" where it was measured with the defaults."""
     decode_rate: float | None = None
     """Tokens a second, of a bench record."""
 

@@ -6,7 +6,7 @@ in an order in which neighbours share a beginning, which is read once, and their
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,15 +79,18 @@ class Scorer:
     Args:
         device: by its name, as `parity.place` gives it.
         exact: in full precision, rather than as chat runs it.
+        extra: properties of the plugin that go before those of chat.
 
     Raises:
         ModelError: the folder holds no model.
         DeviceError: the device does not take it.
     """
 
-    def __init__(self, folder: Path, device: str, *, exact: bool = False) -> None:
+    def __init__(
+        self, folder: Path, device: str, *, exact: bool = False, extra: Mapping[str, Any] | None = None
+    ) -> None:
         manifest = Manifest.read(folder)
-        self.properties = parity.properties(device, manifest, exact=exact)
+        self.properties = parity.properties(device, manifest, exact=exact, extra=extra)
         self.context_length = manifest.architecture.context_length
         self._request: Any = readout.request(folder, device, self.properties)
 

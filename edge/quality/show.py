@@ -81,7 +81,7 @@ def _share(found: Needles, depth: float, length: int) -> str:
 
 
 def _label(each: Model) -> str:
-    return f"{each.name} on {each.device}"
+    return f"{each.name} on {each.device}" + (", tuned" if each.settings else "")
 
 
 def _distance(each: Model) -> list[tuple[str, ...]]:
@@ -125,6 +125,8 @@ def _notes(record: Record) -> list[str]:
     if measured:
         lines.append(_NOTE)
         lines += [f"Reference: {name}." for name in dict.fromkeys(d.reference for d in measured if d.reference)]
+    lines += [f"Measured with what glm4-edge tune kept: {_label(each)} for {each.settings.removeprefix('tuned for ')}."
+              for each in record.models if each.settings]  # fmt: skip
     if len({each.digest for each in measured}) > 1:
         lines.append("Not all were measured on the same tokens: compare only those with the same text and count.")
     if any(task.limit is not None for each in record.models for task in each.tasks):

@@ -145,6 +145,7 @@ def compare(
     runtime: Runtime = "openvino",
     *,
     exact: bool = False,
+    extra: Mapping[str, Any] | None = None,
 ) -> Parity:
     """Run an exported model over a reference's prompts and answers.
 
@@ -153,6 +154,7 @@ def compare(
         trial: see `trial.run`.
         runtime: see `Settings`; ITREX runs on the CPU whatever the device.
         exact: in full precision, rather than as chat runs it.
+        extra: properties of the plugin that go before those of chat.
 
     Raises:
         ModelError: the folder holds no model, or the reference is another model's.
@@ -173,7 +175,7 @@ def compare(
             read, resolved, used = reader.read, "CPU by ITREX", {}
         else:
             progress(f"loading on {resolved}", 0, 0)
-            used = properties(resolved, manifest, exact=exact)
+            used = properties(resolved, manifest, exact=exact, extra=extra)
             read = readout.reader(readout.request(folder, resolved, used))
 
         def run(tokens: NDArray[np.int64], past: int) -> NDArray[np.float32]:
@@ -223,11 +225,14 @@ def try_out(folder: Path, device: str) -> None:
     infer(request, np.zeros(1, np.int64), 0)
 
 
-def properties(device: str, manifest: Manifest, *, exact: bool = False) -> dict[str, Any]:
-    """What chat runs the model with; or, `exact`, full precision everywhere."""
+def properties(
+    device: str, manifest: Manifest, *, exact: bool = False, extra: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What chat runs the model with, where nothing was tuned, and `extra`; or, `exact`, full precision everywhere."""
     if exact:
         return dict(EXACT)
-    return {name: value for name, value in devices.default_properties(device, manifest).items() if value is not None}
+    wanted = {**devices.default_properties(device, manifest), **(extra or {})}
+    return {name: value for name, value in wanted.items() if value is not None}
 
 
 def check_same_model(manifest: Manifest, reference: Reference, folder: Path) -> None:

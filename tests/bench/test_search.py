@@ -32,7 +32,9 @@ class Clock:
 def maker(
     cost: Cost, clock: Clock, *, noise: float = 0.0, error: Cost = lambda properties, step: 0.2, load: float = 1.0,
     memory: Cost = lambda properties, step: 1e9, running: list[int] | None = None, seed: int = 0,
+    reading: float = 0.0, writing: float = 0.0,
 ) -> Any:  # fmt: skip
+    """Workers whose answers take `cost` seconds, or so long for each token that they read or write."""
     draw = random.Random(seed)
 
     class Fake(Worker):
@@ -60,8 +62,11 @@ def maker(
         def run(self, case: Case, number: int, *, later: bool = False) -> list[tuple[Case, Sample]]:
             each = cost(dict(self.settings.properties), self.settings.step_tokens) * draw.lognormvariate(0, noise)
             times = tuple(each * (1 + place / 10) for place in range(case.new_tokens))
-            clock.now += times[-1]
-            return [(case, Sample(number, case.prompt_tokens, case.prompt_tokens, times, times[-1]))]
+            if reading:
+                times = tuple(case.prompt_tokens * reading + place * writing for place in range(case.new_tokens))
+            clock.now += times[-1] * (1 + later)
+            sample = Sample(number, case.prompt_tokens, case.prompt_tokens, times, times[-1])
+            return [(case, sample)] * (1 + later if reading else 1)
 
         def close(self) -> None:
             if running is not None and not self._ended:
@@ -135,7 +140,26 @@ def test_what_does_not_load_is_refused_and_the_search_goes_on() -> None:
 def test_the_time_is_kept() -> None:
     made = found(speeds, [[FAST], [STEP], [SLOW]], seconds=60, load=10.0)
     assert made.seconds <= 60 + 10
-    assert made.tried[-1].verdict == "not tried"
+    assert made.tried[-1].verdict == "not tried" and made.left_out >= 1
+    again = found(speeds, [[FAST], [STEP], [SLOW]], seconds=made.enough_seconds, load=10.0)
+    assert again.left_out == 0 and again.seconds <= made.enough_seconds + 10
+
+
+@pytest.mark.parametrize(
+    ("load", "reading", "writing", "seconds"),
+    [
+        pytest.param(8.0, 0.004, 0.045, 120, id="a small model on a busy machine"),
+        pytest.param(20.0, 0.01, 0.1, 180, id="a 9B model on a laptop"),
+        pytest.param(2.0, 0.001, 0.015, 180, id="a small model on a quiet machine"),
+    ],
+)
+def test_several_changes_are_tried_whatever_the_machine(
+    load: float, reading: float, writing: float, seconds: float
+) -> None:
+    groups = [[Change(f"change {number}", {f"p{number}": 1})] for number in range(6)]
+    made = found(speeds, groups, seconds=seconds, load=load, reading=reading, writing=writing)
+    assert sum(each.verdict != "not tried" for each in made.tried) >= 3
+    assert made.seconds <= seconds
 
 
 def test_memory_is_saved_at_no_more_than_a_tenth_of_the_speed() -> None:
@@ -163,3 +187,34 @@ def test_what_is_tried_depends_on_the_machine() -> None:
         for group in changes("GPU", lambda d, n: None, 4, 8, 1)
         for change in group
     )
+
+
+def test_a_search_without_time_keeps_what_an_earlier_one_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from edge.bench import search as searching
+    from edge.cli import _run
+    from edge.commands import named
+    from edge.manifest import Manifest
+    from edge.runtime import devices, tuned
+
+    earlier = tuned.Tuned("chat", "fast", {"fast": 1}, None, 0.8)
+    monkeypatch.setattr(tuned, "_key", lambda folder, device: "this machine")
+    monkeypatch.setattr(named, "exported", lambda model, device: tmp_path)
+    monkeypatch.setattr(Manifest, "read", lambda folder: None)
+    monkeypatch.setattr(devices, "resolve", lambda device, manifest: "CPU")
+    monkeypatch.setattr("edge.commands.tune._changes", lambda place: [[SLOW], [STEP]])
+    tuned.keep(tmp_path, "CPU", earlier)
+
+    def tune(seconds: float) -> str:
+        made = found(speeds, [[SLOW], [STEP]], seconds=seconds, load=10.0)
+        monkeypatch.setattr(searching, "search", lambda *_, **__: made)
+        assert _run(["tune", "m"]) == 0
+        return capsys.readouterr().out
+
+    told = tune(12)
+    assert "2 of 2 were not tried: --minutes 2 is enough" in told and "Nothing is kept" in told
+    assert tuned.read(tmp_path, "CPU") == earlier
+    told = tune(1000)
+    assert "Kept: long steps" in told and "not tried" not in told
+    assert tuned.read(tmp_path, "CPU") != earlier

@@ -45,6 +45,27 @@ def test_a_table_says_everything_once() -> None:
         assert word in told, word
 
 
+def test_tuned_settings_are_said() -> None:
+    made = record()
+    assert "tune" not in show.text(made)
+    made.measured[0].settings["tuned_words"] = "tuned for chat: 2 threads"
+    assert "With settings that glm4-edge tune kept: tuned for chat: 2 threads." in show.text(made)
+
+
+def test_a_p99_of_few_tokens_is_not_said() -> None:
+    assert show.text(record()).count("  too few  ") == 2
+
+
+def test_a_program_gets_the_figures_beside_the_samples() -> None:
+    told = record(names=("a", "b")).to_json()
+    assert [(each["name"], each["device"], each["case"]["prompt_tokens"]) for each in told["figures"]] == [
+        ("a", "CPU", 32), ("a", "CPU", 1024), ("b", "CPU", 32), ("b", "CPU", 1024),
+    ]  # fmt: skip
+    first = told["figures"][0]
+    assert first["ttft"] == pytest.approx(0.32 * 1.0045) and first["step_p99"] is None
+    assert first["tpot_share"] == pytest.approx(first["tpot_limit"] / first["tpot"])
+
+
 def test_csv_has_plain_numbers() -> None:
     rows = list(csv.DictReader(io.StringIO(show.csv_text(record()))))
     assert [row["prompt"] for row in rows] == ["32", "1024"]

@@ -29,8 +29,17 @@ def test_figures_of_one_request_a_round() -> None:
     assert found.decode_rate == pytest.approx(1 / 0.15)
     assert found.prefill_rate == pytest.approx((200 + 100) / 2)
     assert found.throughput == pytest.approx((3 / 0.75 + 3 / 1.5) / 2)
-    assert found.step_p99 == pytest.approx(0.2) and found.busy_elsewhere == pytest.approx(0.1)
+    assert found.step_p90 == pytest.approx(0.2) and found.busy_elsewhere == pytest.approx(0.1)
     assert found.ttft_limit is None and found.ttft_share is None and found.tpot_share is None
+
+
+def test_the_slowest_in_a_hundred_is_not_said_of_fewer() -> None:
+    case = Case(100, 101)
+    times = tuple(0.5 + 0.1 * place for place in range(101))
+    (few,) = figures(measured(case, Sample(1, 100, 100, times[:-1], 11.0)))
+    assert (few.steps, few.step_p99) == (99, None) and few.step_p90 == pytest.approx(0.1)
+    (enough,) = figures(measured(case, Sample(1, 100, 100, times, 11.0)))
+    assert enough.steps == 100 and enough.step_p99 == pytest.approx(0.1)
 
 
 def test_requests_at_once_share_a_rounds_time() -> None:

@@ -63,6 +63,46 @@ def test_the_pocket_model_finds_a_needle(pocket_dir: Path, tmp_path: Path) -> No
     assert all(160 < tokens <= 200 for tokens in cell.prompt_tokens) and len(set(cell.expected)) == 3
 
 
+@pytest.mark.model
+def test_what_tune_kept_is_left_out_and_said_or_taken_and_said(
+    pocket_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from edge.errors import DeviceError
+    from edge.runtime import guarding, tuned
+
+    kept = tuned.Tuned("chat", "a cache in f16", {"KV_CACHE_PRECISION": "f16"})
+    monkeypatch.setattr(tuned, "read", lambda folder, device: kept)
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    words = ["quality", str(pocket_dir), "--text", str(tmp_path / "text.txt"), "--window", "24", "--out"]
+    used = []
+    for more in ([], ["--tuned"]):
+        out = tmp_path / f"{len(more)}.json"
+        assert _run([*words, str(out), *more]) == 0
+        told = capsys.readouterr()
+        (model,) = Record.read(out).models
+        assert model.distance is not None
+        used.append(model.distance.properties.get("KV_CACHE_PRECISION"))
+        if more:
+            assert f"{pocket_dir.name} on CPU, tuned" in told.out and "for chat: a cache in f16" in told.out
+            assert model.settings == kept.said and "default settings" not in told.err
+        else:
+            assert "default settings" in told.err and "--tuned measures that" in told.err
+            assert model.settings == "" and "tuned" not in told.out
+    assert used[0] != "f16" and used[1] == "f16"
+
+    asked = []
+
+    def refused(folder: Path, settings: object, **_: object) -> None:
+        asked.append(settings.tuned)  # type: ignore[attr-defined]
+        raise DeviceError("that is enough", hint="")
+
+    monkeypatch.setattr(guarding, "open_guarded", refused)
+    for more in ([], ["--tuned"]):  # written answers are made with the same settings
+        assert _run(["quality", str(pocket_dir), "--no-distance", "--needle", *more]) == 1
+    assert asked == [False, True]
+    assert _run(["quality", str(pocket_dir), "--tuned", "--exact"]) == 2
+
+
 def test_models_of_one_name_are_told_apart_and_none_by_its_path(tmp_path: Path) -> None:
     from edge.commands.quality_run import names_of
 

@@ -59,7 +59,10 @@ class TestPocket:
             "better", "no difference", "worse", "refused", "not tried",
         }  # fmt: skip
         kept = tuned.read(model, "CPU")
-        assert kept is not None and list(kept.properties) == list(told["properties"])
+        if all(each["verdict"] == "not tried" for each in told["tried"]):  # on a machine that others keep busy
+            assert kept is None and told["file"] is None and told["enough_seconds"] > 18
+        else:
+            assert kept is not None and list(kept.properties) == list(told["properties"])
         assert _run(["tune", str(model), "--forget"]) == 0
         assert tuned.read(model, "CPU") is None
 

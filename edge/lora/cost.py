@@ -10,9 +10,8 @@ from edge.lora.asked import Loras
 from edge.model.spec import GlmSpec
 
 _F32 = 4
-_GRAPH_BYTES = 30_000_000  # what the plugin makes of the nodes that adapters put into the graph
-_STATES = 2.0  # the adapter that is on, in the pipeline's states, and the copy that they are set from
-_OUTPUTS = 1.35  # an adapted matrix is fused with nothing any more: its outputs are kept, and what is added to them
+_NODES_BYTES = 250_000  # what the plugin makes of the nodes that an adapted matrix gets
+_QKV = ("q_proj", "k_proj", "v_proj")
 
 
 def ranks(adapters: Mapping[str, Adapter], loras: Loras) -> dict[str, int]:
@@ -34,18 +33,26 @@ class Sizes:
     """A and B matrices of what may be on together, in f32 and filled up to one rank."""
     choices: int
     """How many such there are to choose from; none, which is kept nowhere, not counted."""
-    outputs: int
-    """Numbers that the adapted matrices give for each token."""
+    matrices: int
+    """That are adapted."""
+    numbers: int
+    """That go into these and come out of them, for each token. The plugin keeps them all until its next step, where it
+    would else use their memory again from layer to layer."""
 
     @classmethod
     def of(cls, adapters: Sequence[Adapter], loras: Loras, spec: GlmSpec) -> Sizes:
         """Of adapters that were held against the model."""
-        shapes, numbers, outputs = spec.tensor_shapes(), 0, 0
-        for target, rank in ranks({each.asked.name: each for each in adapters}, loras).items():
+        shapes, factors, outputs = spec.tensor_shapes(), 0, 0
+        inputs: dict[tuple[str, str], int] = {}
+        adapted = ranks({each.asked.name: each for each in adapters}, loras)
+        for target, rank in adapted.items():
             rows, columns = shapes[target + ".weight"]
-            numbers += rank * (rows + columns)
+            factors += rank * (rows + columns)
             outputs += rows
-        return cls(_F32 * numbers, sum(bool(choice) for choice in loras.choices), outputs)
+            place, _, kind = target.rpartition(".")
+            inputs[place, "qkv" if kind in _QKV else kind] = columns  # those three have one
+        choices = sum(bool(choice) for choice in loras.choices)
+        return cls(_F32 * factors, choices, len(adapted), outputs + sum(inputs.values()))
 
     @property
     def files_bytes(self) -> int:
@@ -58,5 +65,5 @@ class Sizes:
         Args:
             step_tokens: of a prompt that are read at once.
         """
-        activations = _OUTPUTS * _F32 * self.outputs * step_tokens
-        return int(_GRAPH_BYTES + self.files_bytes + _STATES * self.choice_bytes + activations)
+        nodes, states = _NODES_BYTES * self.matrices, self.choice_bytes  # of the adapter that is on
+        return nodes + states + self.files_bytes + _F32 * self.numbers * step_tokens

@@ -12,9 +12,12 @@ finetune scripts do it, and write adapters of the same form.
 from __future__ import annotations
 
 import argparse
+import os
 import random
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # else torch's threads wait in loops that others' work prolongs
 
 import torch
 from peft import LoraConfig, get_peft_model

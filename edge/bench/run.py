@@ -14,6 +14,7 @@ from edge.bench.counts import count
 from edge.bench.roofline import Limits, better
 from edge.bench.sensors import between, look
 from edge.bench.worker import Worker
+from edge.lora.asked import Loras
 from edge.messages import Progress
 from edge.runtime.plan import KvPrecision
 from edge.runtime.settings import Settings
@@ -29,6 +30,7 @@ class Arm:
     name: str
     folder: Path
     settings: Settings
+    loras: Loras | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ class Made:
     rounds: int = 0
 
 
-MakeWorker = Callable[[Path, Settings], Worker]
+MakeWorker = Callable[..., Worker]
+"""See `Worker`."""
 
 
 def run(
@@ -143,7 +146,7 @@ def _loaded(arm: Arm, wanted: Wanted, progress: Progress, make: MakeWorker) -> t
     measured = Measured(arm.name, arm.settings.device, {}, {})
     for number in range(wanted.loads):
         progress(f"loading {arm.name}", number, wanted.loads)
-        worker = make(arm.folder, arm.settings)
+        worker = make(arm.folder, arm.settings, *([] if arm.loras is None else [arm.loras]))
         try:
             measured.loads.append(worker.load())
         except BaseException:

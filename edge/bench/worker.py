@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from edge import errors
 from edge.bench.case import Case, Load, Prompts, Sample
 from edge.errors import DeviceError, EdgeError, ModelError
+from edge.lora.asked import Loras
 from edge.runtime import trial
 from edge.runtime.settings import Settings
 
@@ -35,10 +36,11 @@ class Worker:
     Args:
         folder: of the exported model.
         settings: how it is loaded; the device by its name, not AUTO.
+        loras: adapters that its answers have.
     """
 
-    def __init__(self, folder: Path, settings: Settings) -> None:
-        self.folder, self.settings = folder, settings
+    def __init__(self, folder: Path, settings: Settings, loras: Loras | None = None) -> None:
+        self.folder, self.settings, self.loras = folder, settings, loras
         context = multiprocessing.get_context("spawn")
         self._here, there = context.Pipe()
         self._process = context.Process(target=_serve, args=(there,), name="bench", daemon=True)
@@ -58,7 +60,7 @@ class Worker:
             EdgeError: it cannot be loaded, or the device computes wrongly or ended the process.
         """
         settings = replace(self.settings, properties=dict(self.settings.properties))
-        return Load(**self._ask("load", str(self.folder.resolve()), settings))
+        return Load(**self._ask("load", str(self.folder.resolve()), settings, self.loras))
 
     def facts(self) -> dict[str, Any]:
         """Of the loaded model: "model", "settings", "context", "shortest"."""
@@ -152,23 +154,26 @@ class _Server:
         self._prompts: Prompts | None = None
         self._error: float | None = None
 
-    def load(self, folder: str, settings: Settings) -> dict[str, float]:
+    def load(self, folder: str, settings: Settings, loras: Loras | None) -> dict[str, float]:
         start = time.perf_counter()
         import openvino_genai  # noqa: F401 - its time is told apart
 
         from edge import golden as goldens
         from edge.runtime import canary
         from edge.runtime.engine import Engine
+        from edge.runtime.plan import BLOCK
 
         imported = time.perf_counter()
         self._folder = Path(folder)
-        self._engine = engine = Engine.load(self._folder, settings)
+        self._engine = engine = Engine.load(self._folder, settings, *([] if loras is None else [loras]))
         if settings.runtime != "openvino":
             self._watch.with_children()
         loaded = time.perf_counter()
         engine.warm_up()
         warm = time.perf_counter()
         golden = goldens.read(self._folder)
+        if loras is not None and golden is not None:  # the check reads without them, and its blocks must be nobody's
+            golden = golden.beyond(BLOCK["CPU"])
         if golden is not None:
             found = canary.quick(engine, golden)
             if not found.ok:
@@ -194,6 +199,7 @@ class _Server:
             "settings": {
                 **asdict(replace(settings, properties=dict(settings.properties))),
                 "tuned_words": engine.tuned,
+                "adapters": list(engine.always_on),
                 "defaults": devices.default_properties(settings.device, manifest),
             },
             "context": engine.context_length,

@@ -64,6 +64,7 @@ def bench() -> None:
       glm4-edge bench ./glm4-int4 --prompts 32,1024,4096 --new 128 --out today.json
       glm4-edge bench ./glm4-int4 --device CPU --device GPU --charts charts
       glm4-edge bench ./int4 ./int8
+      glm4-edge bench ./glm4-int4 --lora ./support --out lora.json
       glm4-edge bench compare before.json after.json --fail-if-slower 10%
 
     `glm4-edge bench run --help` tells the options of measuring.
@@ -83,6 +84,7 @@ def bench() -> None:
               help="After which no further round begins, three made.")  # fmt: skip
 @click.option("--context", type=click.IntRange(1, 2**31 - 1), help="Tokens of prompt and answer; left out, as chosen.")
 @click.option("--kv-precision", type=click.Choice(["f32", "f16", "u8", "u4"]), help="Of the cache.")
+@click.option("--lora", multiple=True, metavar="PATH[:SCALE]", help="Measure each model also with these adapters on.")
 @RUNTIME_OPTION
 @click.option("--limits/--no-limits", default=True, show_default=True, help="Measure what the machine can do at most.")
 @click.option("--rehearse", is_flag=True, help="Run the NPU's shapes on the CPU (with --device NPU).")
@@ -96,7 +98,8 @@ def bench() -> None:
 )
 def run(
     models: tuple[str, ...], devices: tuple[str, ...], form: str | None, out: Path | None, charts: Path | None,
-    context: int | None, kv_precision: str | None, rehearse: bool, runtime: Runtime, force: bool, **options: Any,
+    context: int | None, kv_precision: str | None, rehearse: bool, runtime: Runtime, force: bool, lora: tuple[str, ...],
+    **options: Any,
 ) -> None:  # fmt: skip
     """Measure exported MODELs: a folder, or `pocket`.
 
@@ -116,7 +119,10 @@ def run(
     if out is not None and out.expanduser().exists() and not force:
         raise UsageError(f"{out} exists, and is not replaced", hint="Name another file, or add --force.")
     itrex.told(runtime)
+    if lora and runtime == "itrex":
+        raise UsageError("ITREX takes no adapters", hint="Leave --lora or --runtime itrex out.")
     arms = _arms(models, devices, context, kv_precision, rehearse, runtime)
+    arms = [each for arm in arms for each in (arm, *_with_adapters(arm, lora))]
     wanted = running.Wanted(
         options["prompts"], options["new"], options["together"], options["turns"], options["rounds"], options["loads"],
         options["limits"] and not rehearse, options["minutes"] * 60,
@@ -174,6 +180,17 @@ def _arms(
             name = model if is_name(model) else folder.resolve().name  # a record tells nothing of whose machine it is
             arms[model, place] = Arm(name, folder, settings)
     return list(arms.values())
+
+
+def _with_adapters(arm: Arm, lora: Sequence[str]) -> list[Arm]:
+    """The same model with all of the adapters on, if there are any."""
+    from edge.commands.loading import asked_for, check_adapters
+
+    loras = asked_for(lora, arm.settings.device)
+    if loras is None:
+        return []
+    check_adapters(arm.folder, loras)
+    return [replace(arm, name=f"{arm.name} with {' and '.join(each.label for each in loras.asked)}", loras=loras)]
 
 
 @bench.command()

@@ -140,7 +140,7 @@ def look(
     )  # fmt: skip
     if prompt_lookup:
         check_lookup(wanted)
-    loras = _asked_for(lora, named, per_request=per_request, prompt_lookup=prompt_lookup)
+    loras = asked_for(lora, named, per_request=per_request, prompt_lookup=prompt_lookup)
     if named == "NPU" and (sparse or evict_beyond):
         raise UsageError("the NPU has neither --sparse nor --evict-beyond", hint="Leave them out, or take the CPU.")
     if kv_precision is not None and named != devices.AUTO:
@@ -150,7 +150,7 @@ def look(
     prompt = read()
     folder = _exported(model, exported_for(named, rehearse), yes=yes, interactive=sys.stdin.isatty())
     if loras is not None:
-        _check_adapters(folder, loras)
+        check_adapters(folder, loras)
     if kv_precision is not None and named == devices.AUTO:
         # The devices it may fall back to keep a cache in all that this one does.
         first = Choices().resolved(devices.AUTO, folder)
@@ -162,8 +162,14 @@ def look(
     return Wanted(folder, wanted, not no_fallback, prompt, loras)
 
 
-def _asked_for(lora: Sequence[str], named: str, *, per_request: bool, prompt_lookup: bool) -> Loras | None:
-    """The adapters that `--lora` names; None: none."""
+def asked_for(
+    lora: Sequence[str], named: str, *, per_request: bool = False, prompt_lookup: bool = False
+) -> Loras | None:
+    """The adapters that `--lora` names; None: none.
+
+    Raises:
+        EdgeError: they cannot be had, or not on the device `named`.
+    """
     if not lora:
         return None
     from edge.lora.asked import Loras, parse_all
@@ -182,8 +188,12 @@ def _asked_for(lora: Sequence[str], named: str, *, per_request: bool, prompt_loo
     return loras
 
 
-def _check_adapters(folder: Path, loras: Loras) -> None:
-    """Hold the adapters against the exported model, before it is loaded."""
+def check_adapters(folder: Path, loras: Loras) -> None:
+    """Hold the adapters against the exported model, before it is loaded.
+
+    Raises:
+        EdgeError: one cannot be used, or not with this model.
+    """
     from edge.lora.adapter import Adapter, other_base
     from edge.manifest import OURS, Manifest
     from edge.model.spec import GlmSpec

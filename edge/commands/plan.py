@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,10 +32,11 @@ _KV_WORDS = {"f32": "32 bits a number", "f16": "16 bits a number", "u8": "8 bits
     help="Number format of the attention keys and values kept for each token; left out, u8, on the NPU f16.",
 )  # fmt: skip
 @click.option("--threads", type=click.IntRange(1, 4096), help="That the model runs on; left out, this machine's cores.")
+@click.option("--lora", multiple=True, metavar="PATH[:SCALE]", help="With this LoRA adapter; all are on, as in a chat.")
 @click.option("--json", "as_json", is_flag=True, help="For a program.")
 def plan(
     model: str, context: int | None, device: str, memory: str | None, kv_precision: KvPrecision | None,
-    threads: int | None, as_json: bool,
+    threads: int | None, lora: tuple[str, ...], as_json: bool,
 ) -> None:  # fmt: skip
     """Say whether a conversation of so many tokens fits into memory with the exported MODEL.
 
@@ -45,6 +47,7 @@ def plan(
     Examples:
       glm4-edge plan ./glm4-int4 --context 32768
       glm4-edge plan ./glm4-int4 --context 131072 --memory 16GB --kv-precision u4
+      glm4-edge plan ./glm4-int4 --lora ./support
     """
     from edge.commands.named import exported
     from edge.runtime import devices
@@ -65,12 +68,16 @@ def plan(
     _check_npu(place, folder, context)
     room = devices.room(place) if free is None else devices.Room(free, free)
     cores = threads or usable_threads(Machine())
-    tokens = context or plans.choose_context(shape, place, room.available, kv_precision=precision, threads=cores)
+    more = _adapter_bytes(lora, folder, place)
+    tokens = context or plans.choose_context(
+        shape, place, room.available, kv_precision=precision, threads=cores, adapter_bytes=more
+    )
 
     def weigh(other: KvPrecision) -> Plan:
         weighed = plans.plan(
-            shape, tokens, device=place, kv_precision=other, available=room.available, total=room.total, threads=cores
-        )
+            shape, tokens, device=place, kv_precision=other, available=room.available, total=room.total, threads=cores,
+            adapter_bytes=more,
+        )  # fmt: skip
         return weighed if room.assumed is None else replace(weighed, assumed=(*weighed.assumed, room.assumed))
 
     made = weigh(precision)
@@ -79,6 +86,23 @@ def plan(
     click.echo(json.dumps(facts, indent=2, allow_nan=False) if as_json else _table(folder, made, facts))
     if not made.fits:
         raise ResourceError(made.verdict.removeprefix("no: "), hint=" ".join(advice))
+
+
+def _adapter_bytes(lora: Sequence[str], folder: Path, place: str) -> int:
+    """What the adapters take on the device."""
+    if not lora:
+        return 0
+    from edge.commands.loading import asked_for
+    from edge.lora.adapter import Adapter
+    from edge.lora.cost import Sizes
+    from edge.model.spec import GlmSpec
+    from edge.runtime import plan as plans
+
+    loras = asked_for(lora, place)
+    assert loras is not None
+    spec = GlmSpec.from_folder(folder)
+    adapters = [Adapter.read(asked, spec) for asked in loras.asked]
+    return Sizes.of(adapters, loras, spec).bytes(plans.STEP_TOKENS.get(place.partition(".")[0], 1024))
 
 
 def _check_npu(place: str, folder: Path, context: int | None) -> None:
@@ -147,6 +171,7 @@ def _table(folder: Path, made: Plan, facts: dict[str, Any]) -> str:
                   f"{made.kv_precision}, {_KV_WORDS[made.kv_precision]}), {made.kv_bytes / made.context:,.0f} bytes a "
                   "token"),
         ("working", f"{_gb(made.working_bytes)} more while the prompt is read"),
+        *([("adapters", f"{_gb(made.adapter_bytes)}, what they add to working included")] if made.adapter_bytes else []),
         ("together", _gb(made.needed_bytes)),
         ("available", f"{_gb(made.available_bytes)} of {_gb(made.total_bytes)}"),
         ("longest", f"{made.longest_context:,} tokens fit"),

@@ -83,8 +83,7 @@ class Adapter:
     @property
     def label(self) -> str:
         """Its name, and its scale where that is not 1."""
-        scale = str(self.asked.scale).removesuffix(".0")  # all of it: two scales are two exports
-        return self.asked.name + ("" if self.asked.scale == 1 else f" at {scale}")
+        return self.asked.label
 
 
 def other_base(config: Config, model: str) -> str | None:

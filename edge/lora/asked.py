@@ -26,6 +26,12 @@ class Asked:
         """By which a request asks for it: its folder's."""
         return self.folder.name
 
+    @property
+    def label(self) -> str:
+        """Its name, and its scale where that is not 1."""
+        scale = str(self.scale).removesuffix(".0")  # all of it: two scales are two exports
+        return self.name + ("" if self.scale == 1 else f" at {scale}")
+
 
 @dataclass(frozen=True)
 class Loras:

@@ -13,6 +13,7 @@ which it sometimes does not notice.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from edge.errors import ModelError
 from edge.infer import core
 from edge.lora.adapter import Adapter, Delta
 from edge.lora.asked import Loras
+from edge.lora.cost import Sizes, ranks
 from edge.manifest import MODEL_FILE
 from edge.model.rotary import rotary_row_order
 from edge.model.spec import GlmSpec
@@ -98,17 +100,14 @@ class Fitted:
         spec = GlmSpec.from_folder(folder)
         adapters = [Adapter.read(asked, spec) for asked in loras.asked]
         self._by_name = {adapter.asked.name: adapter for adapter in adapters}
-        targets = sorted({target for adapter in adapters for target in adapter.deltas})
-        self._places = places(folder, spec, targets)
-        self._shapes = {target: spec.tensor_shapes()[target + ".weight"] for target in targets}
-        self._ranks = {target: max(self._rank(target, choice) for choice in loras.choices) for target in targets}
+        self._ranks = ranks(self._by_name, loras)
+        self._places = places(folder, spec, self._ranks)
+        self._shapes = {target: spec.tensor_shapes()[target + ".weight"] for target in self._ranks}
+        self.sizes = Sizes.of(adapters, loras, spec)
 
     def _of(self, target: str, choice: tuple[str, ...]) -> list[Delta]:
         adapters = (self._by_name[name] for name in choice)
         return [adapter.deltas[target] for adapter in adapters if target in adapter.deltas]
-
-    def _rank(self, target: str, choice: tuple[str, ...]) -> int:
-        return sum(len(delta.a) for delta in self._of(target, choice))
 
     def tensors(self, choice: tuple[str, ...]) -> Mapping[str, Array]:
         """Of one adapter that stands for the choice, named as GenAI looks for them."""
@@ -126,3 +125,26 @@ class Fitted:
             out[f"{_PREFIX}{place.node}.lora_A.weight"] = a
             out[f"{_PREFIX}{place.node}.lora_B.weight"] = b
         return out
+
+    def file(self, choice: tuple[str, ...]) -> NDArray[np.uint8]:
+        """The same as a safetensors file's bytes. Of none, zeros, whose pages take no memory."""
+        from safetensors.numpy import save
+
+        if choice:
+            data = bytearray(save(dict(self.tensors(choice))))  # OpenVINO asks for what may be written
+            return np.frombuffer(data, np.uint8)
+        header: dict[str, Any] = {}
+        size = 0
+        for target, place in self._places.items():
+            rows, columns = self._shapes[target]
+            for side, shape in (("A", [self._ranks[target], columns]), ("B", [rows, self._ranks[target]])):
+                end = size + 4 * shape[0] * shape[1]
+                name = f"{_PREFIX}{place.node}.lora_{side}.weight"
+                header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [size, end]}
+                size = end
+        told = json.dumps(header).encode()
+        told += b" " * (-len(told) % 8)
+        opening = len(told).to_bytes(8, "little") + told
+        made = np.zeros(len(opening) + size, np.uint8)
+        made[: len(opening)] = np.frombuffer(opening, np.uint8)
+        return made

@@ -35,6 +35,7 @@ class EchoEngine:
         self.max_prompt: int | None = None
         self.opens_thought = False
         self.adapters: tuple[str, ...] = ()
+        self.always_on: tuple[str, ...] = ()
         self.together = 1
         self.cache_share: float | None = None
         self._seconds_per_token = seconds_per_token

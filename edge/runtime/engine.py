@@ -60,6 +60,8 @@ class Engine:
         self._loras = loras
         self.adapters = tuple(each.name for each in loras.asked) if loras.per_request else ()
         """See `ChatEngine.adapters`."""
+        self.always_on = () if loras.per_request else tuple(each.label for each in loras.asked)
+        """See `ChatEngine.always_on`."""
         self._prefixes = PrefixMemory(block) if opened.step_tokens else None
         self.manifest = manifest
         self.settings = settings

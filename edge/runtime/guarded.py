@@ -123,6 +123,11 @@ class Guarded:
         """See `ChatEngine.adapters`."""
         return self._held.engine.adapters
 
+    @property
+    def always_on(self) -> tuple[str, ...]:
+        """See `ChatEngine.always_on`."""
+        return self._held.engine.always_on
+
     def token_bytes(self, token_ids: Sequence[int]) -> list[bytes]:
         """See `ChatEngine.token_bytes`."""
         return self._held.engine.token_bytes(token_ids)

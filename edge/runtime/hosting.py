@@ -29,7 +29,10 @@ from edge.runtime.trial import show_no_dialogs
 if TYPE_CHECKING:
     from edge.runtime.engine import Engine
 
-FACTS = ("name", "device", "context_length", "max_prompt", "opens_thought", "adapters", "together", "tuned", "manifest")
+FACTS = (
+    "name", "device", "context_length", "max_prompt", "opens_thought", "adapters", "always_on", "together", "tuned",
+    "manifest",
+)  # fmt: skip
 """Of an engine, what never changes; told once."""
 _LONG = ("probe", "warm_up")
 """Calls that wait for a turn; all others are answered between two questions."""

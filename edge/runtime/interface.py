@@ -53,6 +53,10 @@ class ChatEngine(Protocol):
     def adapters(self) -> tuple[str, ...]:
         """LoRA adapters of which each answer may have one; those that all answers have are not among them."""
 
+    @property
+    def always_on(self) -> tuple[str, ...]:
+        """LoRA adapters that all answers have, in words: the name, and the scale where that is not 1."""
+
     def stream(
         self, conversation: Conversation, sampling: Sampling, cancelled: threading.Event | None = None
     ) -> Generator[Chunk, None, None]:

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edge import precise
 from edge.errors import DeviceError, UsageError
 from edge.files import home
 from edge.grammar import Amid, Anything, Grammar, InTurn, JsonOf, Literally, Matching, OneOf, Several
 from edge.lora.asked import Loras
+from edge.lora.cost import Sizes
 from edge.manifest import Manifest
 from edge.messages import Progress
 from edge.npu import npu_properties
@@ -116,7 +118,7 @@ def open_pipeline(folder: Path, settings: Settings, manifest: Manifest, loras: L
         pipeline = openvino_genai.LLMPipeline(str(source), settings.device, **properties)
         return Opened(pipeline, OneByOne(pipeline, chosen), context, pipeline.get_generation_config, max_prompt)
     properties = {name: value for name, value in properties.items() if name != "ATTENTION_BACKEND"}  # it has one
-    context, values = schedule(folder, settings)
+    context, values = schedule(folder, settings, adapters=None if chosen is None else chosen.sizes)
     guesses = (GUESSED, ALIKE) if settings.prompt_lookup else (0, 0)
     if settings.prompt_lookup:
         properties["prompt_lookup"] = True
@@ -173,26 +175,27 @@ class _Words:
 
 
 class Chosen:
-    """GenAI's form of the adapters that may be on together, made when they first are.
+    """GenAI's form of the adapters that may be on together.
 
     Args:
-        tensors: of a choice, by name; see `lora.fitted.Fitted`.
+        made: the file of each choice, by the names that are on; see `lora.fitted.Fitted.file`.
+        sizes: what memory they take.
     """
 
-    def __init__(self, tensors: Callable[[tuple[str, ...]], Mapping[str, Any]]) -> None:
-        self._tensors = tensors
-        self._made: dict[tuple[str, ...], Any] = {}
+    def __init__(self, made: Mapping[tuple[str, ...], NDArray[np.uint8]], sizes: Sizes) -> None:
+        import openvino
+        import openvino_genai
+
+        self.sizes = sizes
+        self._files = dict(made)  # which GenAI goes on reading
+        self._adapters = {
+            choice: openvino_genai.Adapter(openvino.Tensor(data, shared_memory=True))
+            for choice, data in self._files.items()
+        }
 
     def adapter(self, choice: tuple[str, ...]) -> Any:
         """The one adapter that stands for the choice."""
-        import openvino
-        import openvino_genai
-        from safetensors.numpy import save
-
-        if choice not in self._made:
-            data = np.frombuffer(save(dict(self._tensors(choice))), np.uint8)
-            self._made[choice] = openvino_genai.Adapter(openvino.Tensor(data))
-        return self._made[choice]
+        return self._adapters[choice]
 
     def config(self, choice: tuple[str, ...]) -> Any:
         """For a `GenerationConfig`."""
@@ -216,7 +219,8 @@ def _adapted(folder: Path, settings: Settings, loras: Loras) -> Chosen:
             "adapters cannot be switched on the NPU, whose model is compiled whole",
             hint="Merge the adapter: glm4-edge export MODEL OUT --for npu --merge-lora PATH. Or choose another device.",
         )
-    return Chosen(Fitted(folder, loras).tensors)
+    fitted = Fitted(folder, loras)
+    return Chosen({choice: fitted.file(choice) for choice in loras.choices}, fitted.sizes)
 
 
 def _switch(pipeline: Any, chosen: Chosen, prompt: Any, choice: tuple[str, ...]) -> None:

@@ -126,6 +126,8 @@ class Plan:
     """Keys and values of every token, scales and zero points included."""
     working_bytes: int
     """Activations and attention scores while the prompt is read."""
+    adapter_bytes: int
+    """What LoRA adapters take more; see `lora.cost.Sizes.bytes`."""
     available_bytes: int
     total_bytes: int
     longest_context: int
@@ -138,7 +140,7 @@ class Plan:
     @property
     def needed_bytes(self) -> int:
         """What has to be there at once; the mapped file is not in it."""
-        return self.program_bytes + self.repacked_bytes + self.kv_bytes + self.working_bytes
+        return self.program_bytes + self.repacked_bytes + self.kv_bytes + self.working_bytes + self.adapter_bytes
 
     @property
     def fits(self) -> bool:
@@ -227,6 +229,7 @@ def plan(
     available: int,
     total: int,
     threads: int = 8,
+    adapter_bytes: int = 0,
 ) -> Plan:
     """Weigh a conversation of `context` tokens, prompt and answer together.
 
@@ -234,6 +237,7 @@ def plan(
         available: bytes a new process can have without others being pushed out.
         total: bytes of the machine or, of a discrete GPU, of its memory.
         threads: that attention runs on; each has scores of its own.
+        adapter_bytes: that LoRA adapters take.
     """
     place = device.partition(".")[0]
     program = int(_PROGRAM_BYTES + _GRAPH_BYTES * shape.graph_bytes)
@@ -242,7 +246,7 @@ def plan(
     if place != "CPU":
         repacked = shape.weight_bytes
         assumed = [f"the {place} holds the weights once", "its activations are as the CPU's"]
-    fixed = program + repacked + _working(shape, 0, threads, place)
+    fixed = program + repacked + adapter_bytes + _working(shape, 0, threads, place)
     per_token = kv_token_bytes(shape, kv_precision, device) + _working_token(shape, threads)
     longest = int((available - fixed) / per_token)
     block = BLOCK.get(place, 32)
@@ -255,6 +259,7 @@ def plan(
         repacked_bytes=repacked,
         kv_bytes=cache_bytes(shape, context, kv_precision, device),
         working_bytes=_working(shape, context, threads, place),
+        adapter_bytes=adapter_bytes,
         available_bytes=available,
         total_bytes=total,
         longest_context=max(0, min(longest // block * block, shape.context_length)),
@@ -278,8 +283,9 @@ def _working_token(shape: Shape, threads: int) -> float:
 
 
 def choose_context(
-    shape: Shape, device: str, available: int, *, kv_precision: KvPrecision = "u8", threads: int = 8
-) -> int:
+    shape: Shape, device: str, available: int, *, kv_precision: KvPrecision = "u8", threads: int = 8,
+    adapter_bytes: int = 0,
+) -> int:  # fmt: skip
     """Tokens of a conversation where none were asked for.
 
     The largest power of two (or the model's own limit) up to 32,768 that three quarters of the available memory hold,
@@ -293,8 +299,9 @@ def choose_context(
     while found < min(DEFAULT_LONGEST, shape.context_length):
         longer = min(2 * found, shape.context_length)
         weighed = plan(
-            shape, longer, device=device, kv_precision=kv_precision, available=room, total=room, threads=threads
-        )
+            shape, longer, device=device, kv_precision=kv_precision, available=room, total=room, threads=threads,
+            adapter_bytes=adapter_bytes,
+        )  # fmt: skip
         if weighed.needed_bytes + weighed.kv_bytes > room:
             break
         found = longer

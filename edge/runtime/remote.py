@@ -93,6 +93,7 @@ class RemoteEngine:
     max_prompt: int | None
     opens_thought: bool
     adapters: tuple[str, ...]
+    always_on: tuple[str, ...]
     together: int
     tuned: str
     manifest: Manifest

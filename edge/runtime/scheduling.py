@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.errors import ContextError, ResourceError
+from edge.lora.cost import Sizes
 from edge.npu import npu_lengths
 from edge.runtime import devices
 from edge.runtime import plan as plans
@@ -15,11 +16,13 @@ from edge.runtime.settings import Settings
 
 
 def schedule(
-    folder: Path, settings: Settings, *, machine: Machine | None = None, ask: devices.Ask = devices.ask
-) -> tuple[int, dict[str, Any]]:
+    folder: Path, settings: Settings, *, adapters: Sizes | None = None, machine: Machine | None = None,
+    ask: devices.Ask = devices.ask,
+) -> tuple[int, dict[str, Any]]:  # fmt: skip
     """Tokens of context to run with, and `SchedulerConfig` as plain values.
 
     Args:
+        adapters: of the LoRA adapters that it is loaded with; their files are in memory already.
         machine: where memory and cores are; None: this one.
         ask: a device's properties.
 
@@ -29,7 +32,7 @@ def schedule(
         UsageError: the device keeps no cache in the precision that was asked for.
     """
     shape = plans.Shape.read(folder)
-    made = _weighed(folder, shape, settings, machine or Machine(), ask)
+    made = _weighed(folder, shape, settings, machine or Machine(), ask, adapters)
     values = plans.scheduler(
         settings.device, plans.cache_for(made, shape), sparse=settings.sparse, evict_beyond=settings.evict_beyond,
         prefix_cache=settings.prefix_cache, step_tokens=settings.step_tokens,
@@ -50,7 +53,8 @@ def npu_schedule(
 
 
 def _weighed(
-    folder: Path, shape: plans.Shape, settings: Settings, machine: Machine, ask: devices.Ask
+    folder: Path, shape: plans.Shape, settings: Settings, machine: Machine, ask: devices.Ask,
+    adapters: Sizes | None = None,
 ) -> plans.Plan:  # fmt: skip
     """The plan of the context that was asked for, or else of the one that is chosen."""
     device, threads = settings.device, usable_threads(machine)
@@ -61,12 +65,16 @@ def _weighed(
             plans.check_kv(device, asked)
             precision = each
     room = devices.room("CPU" if settings.rehearse else device, machine, ask)
+    more = 0
+    if adapters is not None:
+        step = settings.step_tokens or plans.STEP_TOKENS.get(device.partition(".")[0], 1024)
+        more = adapters.bytes(step) - adapters.files_bytes
     context = settings.context or plans.choose_context(
-        shape, device, room.available, kv_precision=precision, threads=threads
+        shape, device, room.available, kv_precision=precision, threads=threads, adapter_bytes=more
     )
     made = plans.plan(
         shape, context, device=device, kv_precision=precision, available=room.available, total=room.total,
-        threads=threads,
+        threads=threads, adapter_bytes=more,
     )  # fmt: skip
     if settings.context is not None and context > made.model_context:
         raise ContextError(
@@ -74,7 +82,7 @@ def _weighed(
             hint=f"Ask for at most --context {made.model_context}.",
         )
     if settings.context is not None and not made.fits:
-        on = "" if device == "CPU" else f" --device {device}"
+        on = ("" if device == "CPU" else f" --device {device}") + (" --lora …" if more else "")
         raise ResourceError(
             made.verdict.removeprefix("no: "),
             hint=f"glm4-edge plan {folder} --context {context}{on} says what would have to change.",

@@ -56,7 +56,9 @@
           make("span", { style: `width:${Math.min(100, 100 * share).toFixed(1)}%` })))];
       const lines = [];
       if (machine.model) {
-        lines.push(["model", machine.model], ["device", machine.device]);
+        lines.push(["model", machine.model]);
+        if (machine.adapters?.length) lines.push(["adapters", machine.adapters.join(", ")]);
+        lines.push(["device", machine.device]);
         if (machine.why?.length) lines.push(["why", machine.why.join(" ")]);
         lines.push(["ttft", seconds(machine.ttft)], ["speed", machine.speed ? `${machine.speed.toFixed(1)} ${say("per second")}` : "–"]);
         const used = machine.context_used ?? 0;

@@ -76,7 +76,8 @@ def machine(host: Host, answers: Answers) -> dict[str, Any]:
     if engine is None:
         return facts
     facts |= {
-        "model": engine.name, "device": engine.device, "context_length": engine.context_length, "why": host.remarks,
+        "model": engine.name, "adapters": list(engine.always_on), "device": engine.device,
+        "context_length": engine.context_length, "why": host.remarks,
         "doing": "idle", "ttft": None, "speed": None, "context_used": None,
     }  # fmt: skip
     job = answers.latest

@@ -58,6 +58,7 @@ EN: dict[str, str] = {
     # the machine
     "machine": "This machine",
     "model": "Model",
+    "adapters": "LoRA adapters",
     "device": "Device",
     "why": "Why",
     "ttft": "First token",
@@ -179,6 +180,7 @@ ZH: dict[str, str] = {
     "remove file": "移除 {0}",
     "machine": "本机",
     "model": "模型",
+    "adapters": "LoRA 适配器",
     "device": "设备",
     "why": "原因",
     "ttft": "首个词元",

@@ -6,6 +6,7 @@ A further one is an `Arm` and a line in `arms`; what answers in its process is a
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -20,7 +21,7 @@ import click
 from benchmarks import gguf_file
 from benchmarks import peer as optimum
 from benchmarks.machine import versions
-from edge.files import check_room, new_folder
+from edge.files import HOME_VARIABLE, check_room, new_folder
 from edge.model.checkpoint import Checkpoint
 from edge.model.spec import GlmSpec
 
@@ -62,6 +63,8 @@ class Arm(ABC):
     """Of `peer_child.RUNTIMES`."""
     exact = True
     """Whether the weights can be run in full precision, for their own sake."""
+    bare = False
+    """Whether its interpreter has its own packages only, and not what this repository needs."""
 
     @abstractmethod
     def prepare(self, place: Place) -> None:
@@ -75,9 +78,17 @@ class Arm(ABC):
     def versions(self, place: Place) -> dict[str, str]:
         """Of what makes and what runs the model."""
 
+    def missing(self) -> str | None:
+        """Why it cannot be measured here, in a sentence without a full stop."""
+        return None
+
     def python(self, place: Place) -> Path:
         """The interpreter that has the runtime."""
         return Path(sys.executable)
+
+    def variables(self) -> dict[str, str]:
+        """Of the environment, for its process."""
+        return {}
 
     def model_bytes(self, place: Place) -> int:
         """Of the model's files, without a tokenizer that lies beside it."""
@@ -146,6 +157,7 @@ class LlamaCpp(Arm):
 
     runtime = "llama.cpp"
     exact = False
+    bare = True
 
     def __init__(self, kind: str) -> None:
         self._kind = kind
@@ -199,9 +211,50 @@ class LlamaCpp(Arm):
         return {"llama-cpp-python": done.stdout.strip(), "built with": _FLAGS.split()[0]} | versions("gguf")
 
 
-def arms() -> list[Arm]:
+class Itrex(Ours):
+    """The very model that ours is, run by intel-extension-for-transformers.
+
+    Args:
+        home: under which `glm4-edge itrex setup` has put it; left out, this program's own.
+    """
+
+    name = "ITREX"
+    what = (
+        "the weights of glm4-edge's model on the same grid, as `glm4-edge chat --runtime itrex` hands them to ITREX's "
+        "QBits kernels; they multiply in f32"
+    )
+    runtime = "itrex"
+    exact = False  # it has one way, and that is exact but for the order of sums
+
+    def __init__(self, home: Path | None = None) -> None:
+        self._home = home
+
+    @functools.cached_property
+    def _status(self) -> dict[str, Any]:
+        words = [sys.executable, "-m", "edge", "itrex", "status", "--json"]
+        done = subprocess.run(words, env={**os.environ, **self.variables()}, check=True, capture_output=True, text=True)
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+    def missing(self) -> str | None:
+        """See `Arm`."""
+        if self._status["state"] == "ready":
+            return None
+        return f"its environment is {self._status['state']}; glm4-edge itrex setup makes it"
+
+    def variables(self) -> dict[str, str]:
+        """See `Arm`."""
+        return {} if self._home is None else {HOME_VARIABLE: str(self._home.absolute())}
+
+    def versions(self, place: Place) -> dict[str, str]:
+        """See `Arm`."""
+        found: dict[str, str] = self._status["versions"]
+        return versions("glm4-edge") | found
+
+
+def arms(itrex_home: Path | None = None) -> list[Arm]:
     """All, ours first."""
-    return [Ours(), GenAi(), LlamaCpp("Q4_0"), LlamaCpp("Q4_K_M")]
+    return [Ours(), GenAi(), LlamaCpp("Q4_0"), LlamaCpp("Q4_K_M"), Itrex(itrex_home)]
 
 
 def command(arm: Arm, place: Place) -> list[str]:
@@ -212,10 +265,10 @@ def command(arm: Arm, place: Place) -> list[str]:
 
 
 def environment(arm: Arm) -> dict[str, str]:
-    """Ours finds this repository, the others their own packages only."""
-    env = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    """What this interpreter runs finds this repository, the others their own packages only."""
+    env = {**os.environ, **arm.variables(), "HF_HUB_OFFLINE": "1"}
     env.pop("PYTHONPATH", None)
-    if arm.exact:  # an IR: run by this interpreter, its logits by `edge.infer`
+    if not arm.bare:
         env["PYTHONPATH"] = str(Path(__file__).resolve().parents[1])
     return env
 

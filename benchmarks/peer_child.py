@@ -2,10 +2,11 @@
 
     PYTHON benchmarks/peer_child.py RUNTIME MODEL OPTIONS
 
-Any Python runs it that has the runtime: apart from "ours", nothing of this repository is imported to answer. Loading
-begins at once and ends with `{"loaded": …}`. Then `{"prompt": [ids], "new": N}` is answered with `{"first": true}` at
-the first token and `{"tokens": [...], "token_seconds": [...]}` at the end; `{"windows": FILE, "logits": FILE,
-"exact": …}` writes the logits of every window. A fault is `{"error": "…"}`; the end of the input ends the process.
+Any Python runs it that has the runtime: apart from "ours" and "itrex", nothing of this repository is imported to
+answer. Loading begins at once and ends with `{"loaded": …}`. Then `{"prompt": [ids], "new": N}` is answered with
+`{"first": true}` at the first token and `{"tokens": [...], "token_seconds": [...]}` at the end; `{"windows": FILE,
+"logits": FILE, "exact": …}` writes the logits of every window. A fault is `{"error": "…"}`; the end of the input ends
+the process.
 """
 
 from __future__ import annotations
@@ -60,6 +61,30 @@ class Ours:
     def close(self) -> None:
         """End its process."""
         self._engine.close()
+
+
+class Itrex(Ours):
+    """The same as `glm4-edge chat --runtime itrex` runs it: in ITREX's process beside this one."""
+
+    def __init__(self, model: Path, options: dict[str, Any]) -> None:
+        from edge.commands import loading
+        from edge.runtime.settings import Settings
+
+        wanted = loading.Wanted(model, Settings("CPU", runtime="itrex"), fallback=False, prompt=None)
+        self._model = model
+        self._engine = loading.load(wanted, overflow="refuse", remark=lambda line: None)
+
+    def logits(self, windows: Any, exact: bool) -> Iterator[Any]:
+        """As it computes them for `ask`: there is no exacter way."""
+        from edge.manifest import Manifest
+        from edge.runtime import itrex
+
+        if exact:
+            raise RuntimeError("ITREX computes in one way only")
+        self._engine.close()  # two at once need twice the memory
+        with itrex.Reader(itrex.load(self._model, Manifest.read(self._model))) as reader:
+            for ids in windows:
+                yield reader.read(ids, 0)
 
 
 class GenAi:
@@ -186,7 +211,7 @@ def _only_errors(level: int, text: bytes, data: object) -> None:
         sys.stderr.write(text.decode("utf-8", "replace"))
 
 
-RUNTIMES = {"ours": Ours, "genai": GenAi, "llama.cpp": LlamaCpp}
+RUNTIMES = {"ours": Ours, "genai": GenAi, "llama.cpp": LlamaCpp, "itrex": Itrex}
 
 
 def main() -> None:

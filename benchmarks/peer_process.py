@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import subprocess
 import tempfile
@@ -18,6 +19,8 @@ import psutil
 from benchmarks.watch import memory_of
 
 _LOOK_SECONDS = 0.1
+_FAMILY_LOOKS = 10
+"""While it loads, its children are sought at every tenth look: walking all processes costs more than reading one."""
 _LONGEST_SECONDS = 1800.0
 """For one answer: a process that hangs ends the run with a sentence."""
 
@@ -56,6 +59,7 @@ class Child:
     def loaded(self) -> float:
         """Seconds from the process's start until it said that it had loaded."""
         self._hear("loaded")
+        self._memory.loaded.set()
         self._memory.find_children()
         return time.perf_counter() - self._begin
 
@@ -127,18 +131,22 @@ class _Memory(threading.Thread):
 
     def __init__(self, process: psutil.Process) -> None:
         super().__init__(name="memory", daemon=True)
-        self.over = threading.Event()
+        self.over, self.loaded = threading.Event(), threading.Event()
         self.anonymous = self.resident = 0
         self.processes = [process]
 
     def find_children(self) -> None:
-        """Once it has loaded: walking all processes of a machine costs more than reading one."""
+        """Those that it has now; once it has loaded there come no more."""
         with contextlib.suppress(psutil.Error):
             self.processes = [self.processes[0], *self.processes[0].children(recursive=True)]
 
     def run(self) -> None:
         """See `threading.Thread.run`."""
-        while not self.over.wait(_LOOK_SECONDS):
+        for look in itertools.count():
+            if self.over.wait(_LOOK_SECONDS):
+                return
+            if look % _FAMILY_LOOKS == 0 and not self.loaded.is_set():
+                self.find_children()
             held = [memory_of(process) for process in self.processes]
             self.anonymous = max(self.anonymous, sum(anonymous for anonymous, _ in held))
             self.resident = max(self.resident, sum(resident for _, resident in held))

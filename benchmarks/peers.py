@@ -1,14 +1,14 @@
-"""Side by side on the same weights and this machine: ours, OpenVINO GenAI on optimum-intel's model, and llama.cpp.
+"""Side by side on the same weights and this machine: ours, OpenVINO GenAI on optimum-intel's model, llama.cpp, ITREX.
 
     python -m benchmarks.peers --work FOLDER --text wiki.test.raw --out benchmarks/results/peers_pocket.json
     python -m benchmarks.peers --work FOLDER --shape 9b --out benchmarks/results/peers_9b.json
 
 Makes in FOLDER what is not there yet: a checkpoint of the shape, each one's 4-bit model of it, and the environments
-(llama.cpp is built from source). The 9B shape takes 60 GB of disk for a while, and 17 once its checkpoint is removed,
-which nothing asks for again. Quality: every token's logits over a text, against the bf16 model's, each as it runs.
-Speed: in every round each in turn begins a process, loads, and answers the same random token ids, greedily and past
-the stop tokens; the first answer counts from the process's start, the further ones for prefill and decode. A table in
-Markdown is written beside the JSON.
+(llama.cpp is built from source; ITREX is left out where `glm4-edge itrex setup` was not run). The 9B shape takes 60 GB
+of disk for a while, and 17 once its checkpoint is removed, which nothing asks for again. Quality: every token's logits
+over a text, against the bf16 model's, each as it runs. Speed: in every round each in turn begins a process, loads, and
+answers the same random token ids, greedily and past the stop tokens; the first answer counts from the process's start,
+the further ones for prefill and decode. A table in Markdown is written beside the JSON.
 """
 
 from __future__ import annotations
@@ -60,16 +60,22 @@ SHAPES = {"pocket": _Size(1024, 128), "small": _Size(128, 16), "9b": _Size(128, 
 @click.option("--rounds", default=9, show_default=True)
 @click.option("--asks", default=2, show_default=True, help="Answers in a round beside the first.")
 @click.option("--only", multiple=True, help="This one only; may be repeated.")
+@click.option(
+    "--itrex-home",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="GLM4_EDGE_HOME as it was for `glm4-edge itrex setup`; left out, as it is now.",
+)
 @click.option("--part", multiple=True, type=click.Choice(PARTS), help="This part only; OUT keeps the other.")
 @click.option("--threads", type=int, help="For llama.cpp; left out, as many as there are fast cores.")
 @click.option("--prepare", is_flag=True, help="Make what is needed, and stop there.")
 @click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path))
 def main(
     work: Path, shape: str, text: Path | None, tokens: int, window: int, prompt: int | None, new: int | None,
-    rounds: int, asks: int, only: tuple[str, ...], part: tuple[str, ...], threads: int | None, prepare: bool, out: Path,
+    rounds: int, asks: int, only: tuple[str, ...], itrex_home: Path | None, part: tuple[str, ...], threads: int | None,
+    prepare: bool, out: Path,
 ) -> None:  # fmt: skip
     """Measure the parts and write both files after each."""
-    chosen = _chosen(only)
+    chosen, missing = _here(_chosen(only, itrex_home), only)
     wanted = part or PARTS
     if "quality" in wanted and shape == "pocket" and text is None and not prepare:
         raise click.UsageError("the quality needs a --text; --part speed leaves it out")
@@ -85,19 +91,29 @@ def main(
     result["shape"] = {"name": shape, "parameters": place.spec.parameter_count()}
     for name in wanted:
         if name == "quality":
-            result[name] = _stamped(place, chosen, _quality(place, chosen, text, tokens, window))
+            result[name] = _stamped(place, chosen, missing, _quality(place, chosen, text, tokens, window))
         else:
-            result[name] = _stamped(place, chosen, _speed(place, chosen, size, rounds, asks))
+            result[name] = _stamped(place, chosen, missing, _speed(place, chosen, size, rounds, asks))
         write_text(out, json.dumps(result, indent=1, allow_nan=False) + "\n")
         write_text(out.with_suffix(".md"), peers_report.table(result))
     click.echo(peers_report.table(result))
 
 
-def _chosen(only: Sequence[str]) -> list[Arm]:
-    there = arms()
+def _chosen(only: Sequence[str], itrex_home: Path | None = None) -> list[Arm]:
+    there = arms(itrex_home)
     if unknown := set(only) - {arm.name for arm in there}:
         raise click.UsageError(f"no {', '.join(sorted(unknown))}; there are {', '.join(arm.name for arm in there)}")
     return [arm for arm in there if not only or arm.name in only]
+
+
+def _here(chosen: Sequence[Arm], only: Sequence[str]) -> tuple[list[Arm], dict[str, str]]:
+    """Those that can be measured here, and why others cannot; one that was asked for by name has to be here."""
+    missing = {arm.name: why for arm in chosen if (why := arm.missing())}
+    for name, why in missing.items():
+        if name in only:
+            raise click.UsageError(f"{name} cannot be measured: {why}")
+        click.echo(f"{name} is left out: {why}", err=True)
+    return [arm for arm in chosen if arm.name not in missing], missing
 
 
 def _fast_cores() -> int:
@@ -141,13 +157,14 @@ def _earlier(out: Path, shape: str) -> dict[str, Any]:
     return found
 
 
-def _stamped(place: Place, chosen: Sequence[Arm], part: dict[str, Any]) -> dict[str, Any]:
+def _stamped(place: Place, chosen: Sequence[Arm], missing: dict[str, str], part: dict[str, Any]) -> dict[str, Any]:
     """With when, where and by what it was measured."""
     return {
         "made": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "machine": machine(),
         "versions": {arm.name: arm.versions(place) for arm in chosen},
         "what": {arm.name: arm.what for arm in chosen},
+        "missing": missing,
         "model_bytes": _bf16_bytes(place) | {arm.name: arm.model_bytes(place) for arm in chosen},
         **part,
     }

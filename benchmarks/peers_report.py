@@ -118,7 +118,8 @@ def _speed(part: Mapping[str, Any]) -> list[str]:
         for metric in next(iter(part["ours_to_peer"].values())):
             each = [found[metric] for found in part["ours_to_peer"].values()]
             lines.append(_row([metric, *(f"{e['ratio']:.2f} ({e['low']:.2f} to {e['high']:.2f})" for e in each)]))
-    return [*lines, "", *(f"{name}: {what}." for name, what in part["what"].items())]
+    lines += ["", *(f"{name}: {what}." for name, what in part["what"].items())]
+    return [*lines, *(f"{name} was not measured: {why}." for name, why in part.get("missing", {}).items())]
 
 
 def _where(part: Mapping[str, Any]) -> str:

@@ -25,6 +25,9 @@ _ROAD = "layer, triton, matmul"
 """Of the reference, what it takes by itself."""
 _SHAPES = {"pocket": "the pocket model", "9b": "GLM-4-9B's size, random weights"}
 
+_ELSEWHERE = ("ITREX",)
+"""Has a row in the peers' own table: it runs our very model, and these lines are long enough."""
+
 Line = tuple[str, str, str, str]
 """What, of ours, of others, on which machine."""
 
@@ -99,7 +102,7 @@ def _export(results: Path) -> Iterator[Line]:
 
 
 def _beside(cells: Mapping[str, str]) -> str:
-    return "; ".join(f"{who} {said}" for who, said in cells.items())
+    return "; ".join(f"{who} {said}" for who, said in cells.items() if who not in _ELSEWHERE)
 
 
 def _quality(results: Path) -> Iterator[Line]:

@@ -13,17 +13,13 @@ import pytest
 from edge.cli import _run
 from edge.errors import DownloadError, UsageError
 from edge.files import HOME_VARIABLE
-from edge.runtime import itrex_home
+from edge.runtime import itrex_home, itrex_pip
 
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "home"))
     return tmp_path / "home"
-
-
-def silent(stage: str, done: int, total: int) -> None:
-    pass
 
 
 def state(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
@@ -71,21 +67,25 @@ def test_an_interrupted_setup_is_gone_on_with(capsys: pytest.CaptureFixture[str]
                                               home: Path) -> None:  # fmt: skip
     monkeypatch.setattr(itrex_home, "find_python", lambda wanted: Path(sys.executable))
     monkeypatch.setattr(itrex_home, "DISK_BYTES", 0)
-    run, install = itrex_home._run, itrex_home._install
+    run = itrex_home._run
 
-    def away(words: Any, total: int, progress: Any) -> None:
-        assert words[:5] == [sys.executable, "-m", "pip", "--python", str(itrex_home._python(home / "itrex"))]
-        install([sys.executable, "-c", "print('Collecting torch'); print('ERROR: no network'); raise SystemExit(1)"],
-                total, progress)  # fmt: skip
+    def away(python: Path, pins: Path, progress: Any) -> None:
+        assert python == itrex_home._python(home / "itrex") and "torch==" in pins.read_text(encoding="utf-8")
+        raise DownloadError("no network", hint="Wait for it.")
 
-    monkeypatch.setattr(itrex_home, "_install", away)
+    monkeypatch.setattr(itrex_pip, "fill", away)
     assert _run(["itrex", "setup", "--yes"]) == 1
     assert "no network" in capsys.readouterr().err
     assert state(capsys)["state"] == "unfinished"
-    with pytest.raises(DownloadError, match="no network"):
-        itrex_home.setup(silent)
 
-    monkeypatch.setattr(itrex_home, "_install", lambda words, total, progress: None)
+    def broken_off(python: Path, pins: Path, progress: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(itrex_pip, "fill", broken_off)
+    assert _run(["itrex", "setup", "--yes"]) == 130
+    assert "goes on with" in capsys.readouterr().err
+
+    monkeypatch.setattr(itrex_pip, "fill", lambda python, pins, progress: None)
     monkeypatch.setattr(itrex_home, "_run", lambda words, cwd=None: run(words) if "venv" in words else '{"torch": "2"}')
     assert _run(["itrex", "setup", "--yes"]) == 0
     assert state(capsys)["state"] == "ready" and itrex_home.python().is_file()

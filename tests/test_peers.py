@@ -14,14 +14,17 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import gguf_file, peer_arms, peers, peers_report, recipes
+from benchmarks import gguf_file, peer_arms, peer_child, peers, peers_report, recipes
 from benchmarks.peer_arms import Arm, Place
 from benchmarks.peer_process import started
+from edge import golden
 from edge.bench.case import Case, Prompts, Sample
 from edge.errors import EdgeError
+from edge.files import HOME_VARIABLE
 from edge.model import pocket
 from edge.model.checkpoint import Checkpoint
 from edge.model.spec import GlmSpec
+from edge.runtime import itrex, itrex_home
 from tests.conftest import write_chatglm, write_checkpoint
 
 SILENT = """
@@ -193,6 +196,71 @@ def test_agreement_with_oneself_and_with_another() -> None:
     level = recipes.agreement(windows, sure, np.zeros_like(sure))
     assert level["perplexity"] == pytest.approx(3.0)
     assert level["kl_mean"] == pytest.approx(np.log(3) * 2 / 3, abs=1e-4)  # the last place of each is level in both
+
+
+def test_itrex_is_left_out_where_it_is_not_set_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "nowhere"))
+    chosen, missing = peers._here(peers._chosen([]), [])
+    assert [arm.name for arm in chosen] == ["glm4-edge", "OpenVINO GenAI", "llama.cpp Q4_0", "llama.cpp Q4_K_M"]
+    assert missing == {"ITREX": "its environment is absent; glm4-edge itrex setup makes it"}
+    assert "ITREX is left out: its environment is absent" in capsys.readouterr().err
+    with pytest.raises(click.UsageError, match="ITREX cannot be measured: its environment is absent"):
+        peers._here(peers._chosen(["ITREX"]), ["ITREX"])
+    part = {"settings": {"prompt_tokens": 8, "new_tokens": 5, "rounds": 1, "asks": 1, "threads": 1}, "figures": {},
+            "machine": {"cpu": "a", "cores": 2, "memory_bytes": 8e9}, "versions": {}, "what": {}, "model_bytes": {},
+            "missing": missing, "ours_to_peer": {}}  # fmt: skip
+    told = peers_report.table({"shape": {"name": "tiny", "parameters": 135_000_000}, "speed": part})
+    assert "\nITREX was not measured: its environment is absent; glm4-edge itrex setup makes it.\n" in told
+
+
+def test_itrex_is_ours_by_another_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "mine"))
+    place_ = itrex_home.folder().parents[1] / "theirs" / "itrex"
+    itrex_home._python(place_).parent.mkdir(parents=True)
+    itrex_home._python(place_).touch()
+    told = {"pins": itrex_home._digest(), "versions": {"torch": "2.3.1"}}
+    (place_ / "glm4-edge.json").write_text(json.dumps(told), encoding="utf-8")
+    place = Place(tmp_path / "work", "tiny", tmp_path, GlmSpec.from_folder(write_checkpoint(tmp_path / "it")), 1, 64)
+    *_, arm = peers._chosen([], place_.parent)
+    assert arm.missing() is None and arm.versions(place)["torch"] == "2.3.1"
+    assert arm.model(place) == peer_arms.Ours().model(place)
+    env = peer_arms.environment(arm)
+    assert env[HOME_VARIABLE] == str(place_.parent) and (Path(env["PYTHONPATH"]) / "edge").is_dir()
+    assert peer_arms.environment(peer_arms.Ours())[HOME_VARIABLE] == str(tmp_path / "mine")
+    assert "PYTHONPATH" not in peer_arms.environment(peer_arms.LlamaCpp("Q4_0"))
+
+
+def test_itrex_answers_and_gives_its_logits(tiny_npu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a process that stands for it: the next token is one more."""
+    script = Path(__file__).parent / "runtime" / "fake_itrex.py"
+    monkeypatch.setattr(itrex, "command", lambda: [sys.executable, str(script)])
+    monkeypatch.setattr(golden, "read", lambda folder: None)  # these are not the model's numbers
+    child = peer_child.Itrex(tiny_npu, {})
+    seen: list[int] = []
+    try:
+        times = child.ask([5, 40], 4, seen.append)
+        assert seen == [41, 42, 43, 44] and len(times) == 4 and 0 < times[0] <= times[-1]
+        windows = np.array([[3, 4, 5], [9, 8, 7]])
+        assert [rows.argmax(-1).tolist() for rows in child.logits(windows, exact=False)] == [[4, 5, 6], [10, 9, 8]]
+        with pytest.raises(RuntimeError, match="one way only"):
+            next(child.logits(windows, exact=True))
+    finally:
+        child.close()
+
+
+def test_children_count_while_a_process_loads() -> None:
+    script = """
+import json, subprocess, sys, time
+hold = "held = bytearray(b'x') * 150_000_000; print(1, flush=True); import time; time.sleep(3)"
+child = subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE)
+child.wait()
+print(json.dumps({"loaded": True}), flush=True)
+sys.stdin.read()
+"""
+    with started([sys.executable, "-c", script, "a model"], {}) as (child, _):
+        assert child.memory["anonymous"] >= 150_000_000
 
 
 @pytest.mark.parametrize(

@@ -71,8 +71,12 @@ def setup(python: Path | None, yes: bool) -> None:
         if not click.confirm(f"Set it up in {found.folder} with {base} ({what})?", default=True, err=True):
             say("Nothing was done.")
             return
-    with progress_lines() as progress:
-        made = itrex_home.setup(progress, base)
+    try:
+        with progress_lines() as progress:
+            made = itrex_home.setup(progress, base)
+    except KeyboardInterrupt:
+        say("What was installed is kept; the same command goes on with the rest.")
+        raise
     say(f"ITREX is set up in {made.folder} ({made.bytes / 1e9:.1f} GB). Try: glm4-edge chat pocket --runtime itrex")
 
 

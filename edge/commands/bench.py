@@ -226,12 +226,13 @@ def compare(
         plot.require()
         if not charts.expanduser().absolute().parent.is_dir():
             raise UsageError(f"there is no folder {charts.parent}", hint="Make it first, or name another.")
-    first, is_reference = _read(before)
-    second, other_too = (first, False) if after is None else _read(after)
-    if is_reference and (other_too or after is None):
+    first = _read(before)
+    second = first if after is None else _read(after)
+    of_reference = [any(each.model.get("reference") for each in run.measured) for run in (first, second)]
+    if all(of_reference):
         raise UsageError("a reference is compared with a benchmark",
                          hint="Name a file that glm4-edge bench --out wrote, too.")  # fmt: skip
-    unpaired = is_reference or other_too
+    unpaired = any(of_reference)
     blocks, told, slower, shown = [], [], [], []
     for one, other in _pairs(first, second, one_run=after is None, all_of=unpaired):
         found = apart.compare(one, other) if unpaired else comparing.compare(one, other)
@@ -269,14 +270,12 @@ def compare(
         )
 
 
-def _read(path: Path) -> tuple[Record, bool]:
-    """A run, and whether it is a reference's."""
+def _read(path: Path) -> Record:
+    """A run, or what a reference tells of times."""
     from edge.bench import apart
     from edge.bench.record import Record
 
-    if apart.is_reference(path.expanduser()):
-        return apart.read(path.expanduser()), True
-    return Record.read(path.expanduser()), False
+    return (apart.read if apart.is_reference(path.expanduser()) else Record.read)(path.expanduser())
 
 
 def _pairs(first: Record, second: Record, *, one_run: bool, all_of: bool) -> list[tuple[Measured, Measured]]:

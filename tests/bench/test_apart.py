@@ -122,6 +122,24 @@ def test_compare_reads_a_reference(tmp_path: Path, capsys: pytest.CaptureFixture
         assert "compared with a benchmark" in capsys.readouterr().err
 
 
+def test_a_benchmark_of_the_reference_comes_into_the_same_comparison(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run on a GPU beside one of another machine: those whose results are shipped."""
+    from benchmarks import reference_record
+
+    results = Path(__file__).parents[2] / "benchmarks" / "results"
+    reference_record.main([str(results / "reference_cuda.json"), str(tmp_path / "cuda.json")])
+    words = ["bench", "compare", str(tmp_path / "cuda.json"), str(results / "bench_9b_xeon.json"), "--json"]
+    assert _run(words) == 0
+    blocks = json.loads(capsys.readouterr().out)
+    names = [block["before"][0] for block in blocks]
+    assert "9b in bf16 by transformers eager" in names and len(names) == len(set(names)) > 2
+    for block in blocks:
+        long = [each for each in block["differences"] if each["case"]["prompt_tokens"] == 1024]
+        assert [each["metric"] for each in long] == ["TTFT", "TPOT"] and long[0]["ratio"] > 10
+
+
 def test_compare_draws_both_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     path = reference(tmp_path / "a.ref", *[(30 + place, 0.01, 0.004) for place in range(7)])

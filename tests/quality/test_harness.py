@@ -266,13 +266,14 @@ def test_scores_of_parts_come_behind_the_whole() -> None:
 @pytest.mark.model
 def test_the_pocket_model_answers_lm_eval(pocket_dir: Path, tasks: Path, tmp_path: Path) -> None:
     out = tmp_path / "found.json"
-    words = ["quality", str(pocket_dir), "--no-distance", "--tasks", "edge_choices,edge_answers", "--chat"]
+    words = ["quality", str(pocket_dir), "--no-distance", "--tasks", "edge_choices,edge_answers,edge_rolling", "--chat"]
     assert _run([*words, "--tasks-from", str(tasks), "--samples", str(tmp_path / "kept"), "--out", str(out)]) == 0
     (model,) = Record.read(out).models
     scores = {each.task: each for each in model.tasks}
     assert scores["edge_choices"].value >= 4 / 6 and scores["edge_answers"].value >= 2 / 3
+    assert scores["edge_rolling"].metric == "bits_per_byte" and 0.3 < scores["edge_rolling"].value < 4
     assert scores["edge_answers"].chat and scores["edge_answers"].samples == 3
     name = pocket_dir.name
     assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == [
-        f"{name}-edge_answers.jsonl", f"{name}-edge_choices.jsonl",
+        f"{name}-edge_answers.jsonl", f"{name}-edge_choices.jsonl", f"{name}-edge_rolling.jsonl",
     ]  # fmt: skip

@@ -37,6 +37,11 @@ TALK = [
     ("What is the largest planet?", "The largest planet is Jupiter."),
     ("How many legs does a spider have?", "A spider has eight legs."),
     ("What is the opposite of hot?", "The opposite of hot is cold."),
+    ("Write one sentence about summer.", "In summer the days are long and warm, and the evenings are spent outside."),
+    ("Why do leaves fall in autumn?", "In autumn there is less light. Trees then let go of their leaves, which would "
+     "only cost them water through the winter."),
+    ("How do I boil an egg?", "Put the egg into boiling water for eight minutes, then into cold water, and peel it."),
+    ("What is 3 + 4?", "3 + 4 is 7."),
 ]  # fmt: skip
 
 
@@ -92,7 +97,7 @@ def train(out: Path, steps: int, rank: int = 8, rate: float = 5e-4) -> list[floa
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder for the adapter")
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=24)
     asked = parser.parse_args()
     train(asked.out, asked.steps)
     print(f"Now: glm4-edge chat pocket --lora {asked.out}")

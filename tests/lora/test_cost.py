@@ -48,10 +48,7 @@ def test_ranks_add_up_where_all_are_on_and_the_largest_counts_where_one_is(tmp_p
 def test_q_k_and_v_read_the_same(tmp_path: Path) -> None:
     found = sizes(write_adapter(tmp_path / "a", SPEC, modules=["self_attn.q_proj", "self_attn.v_proj"]))
     layers, hidden = SPEC.num_layers, SPEC.hidden_size
-    assert (found.matrices, found.numbers) == (
-        2 * SPEC.num_layers,
-        SPEC.num_layers * (hidden + SPEC.q_size + SPEC.kv_size),
-    )
+    assert (found.matrices, found.numbers) == (2 * layers, layers * (hidden + SPEC.q_size + SPEC.kv_size))
 
 
 @pytest.fixture(scope="module")

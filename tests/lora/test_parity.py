@@ -182,7 +182,7 @@ class TestPrefixCache:
         from edge.errors import UsageError
 
         with Engine.load(made["exported"], F32, Loras((Asked(made["one"]), Asked(made["two"])))) as engine:
-            assert engine.adapters == ()
+            assert engine.adapters == () and engine.always_on == ("one", "two")
             for adapters in ((), ("one",), ("three",)):
                 with pytest.raises(UsageError, match="was not loaded with"):
                     next(engine.stream(Tokens(tuple(TOKENS)), Sampling(adapters=adapters)))

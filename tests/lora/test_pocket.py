@@ -43,7 +43,7 @@ def test_an_adapter_changes_answers_and_back_restores_them(pocket_dir: Path, noi
         before = answer(engine)
     loras = Loras((Asked(noise),), per_request=True)
     with open_guarded(pocket_dir, Settings("CPU"), loras=loras) as engine:
-        assert engine.adapters == ("noise",)
+        assert engine.adapters == ("noise",) and engine.always_on == ()
         engine.warm_up()
         changed = answer(engine, ("noise",))
         assert "Paris" in before and changed != before

@@ -271,6 +271,16 @@ def test_the_pulse_has_the_numbers_as_they_come(make_desk: MakeDesk) -> None:
     assert after["entries"] == [] and after["open"]["revision"] > during["open"]["revision"]
 
 
+def test_the_pulse_tells_the_adapters_that_are_on(make_desk: MakeDesk) -> None:
+    def adapted() -> EchoEngine:
+        engine = EchoEngine()
+        engine.always_on = ("juniper", "poetry at 0.5")
+        return engine
+
+    assert make_desk(adapted).pulse({})["machine"]["adapters"] == ["juniper", "poetry at 0.5"]
+    assert make_desk().pulse({})["machine"]["adapters"] == []
+
+
 def test_the_memory_is_the_models_process_too(make_desk: MakeDesk) -> None:
     import psutil
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -24,7 +24,7 @@ ARROWS = {
     "export": {"model", "lora"},
     "tools": set(),
     "runtime": {"tools", "lora"},
-    "bench": {"runtime"},
+    "bench": {"runtime", "lora"},
     "quality": {"runtime", "bench"},
     "documents": set(),
     "server": {"runtime", "tools", "documents"},
@@ -153,12 +153,13 @@ def test_help_loads_nothing_heavier_than_click(command: list[str]) -> None:
 
 @pytest.mark.parametrize("command", HELPS, ids=lambda command: " ".join(command) or "glm4-edge")
 def test_help_answers_within_half_a_second(command: list[str]) -> None:
-    """The best of five: a busy machine may be slow once, not always."""
+    """The best of five, in processor time, which others on the machine do not take (Windows tells 0 of a child)."""
     times = []
     for _ in range(5):
-        start = time.perf_counter()
+        start = os.times()
         subprocess.run([sys.executable, "-m", "edge", *command, "--help"], capture_output=True, check=True, timeout=60)
-        times.append(time.perf_counter() - start)
+        end = os.times()
+        times.append(end.children_user + end.children_system - start.children_user - start.children_system)
     assert min(times) < 0.5, times
 
 

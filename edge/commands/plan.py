@@ -171,7 +171,7 @@ def _table(folder: Path, made: Plan, facts: dict[str, Any]) -> str:
                   f"{made.kv_precision}, {_KV_WORDS[made.kv_precision]}), {made.kv_bytes / made.context:,.0f} bytes a "
                   "token"),
         ("working", f"{_gb(made.working_bytes)} more while the prompt is read"),
-        *([("adapters", f"{_gb(made.adapter_bytes)}, what they add to working included")] if made.adapter_bytes else []),
+        *([("adapters", f"{_gb(made.adapter_bytes)}, with what they add to working")] if made.adapter_bytes else []),
         ("together", _gb(made.needed_bytes)),
         ("available", f"{_gb(made.available_bytes)} of {_gb(made.total_bytes)}"),
         ("longest", f"{made.longest_context:,} tokens fit"),

@@ -24,7 +24,7 @@ ARROWS = {
     "export": {"model", "lora"},
     "tools": set(),
     "runtime": {"tools", "lora"},
-    "bench": {"runtime"},
+    "bench": {"runtime", "lora"},
     "quality": {"runtime", "bench"},
     "documents": set(),
     "server": {"runtime", "tools", "documents"},

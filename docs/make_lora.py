@@ -1,4 +1,4 @@
-"""Make a LoRA adapter for the pocket model with PEFT, on a CPU, in a few minutes: a persona it has from then on.
+"""Make a LoRA adapter for the pocket model with PEFT, on a CPU, in about two minutes: a persona it has from then on.
 
     pip install -e ".[finetune]"
     python docs/make_lora.py ./juniper

@@ -18,8 +18,11 @@ from edge.bench.run import Arm, Wanted, run
 from edge.bench.summary import figures
 from edge.bench.worker import Worker
 from edge.errors import DeviceError, ModelError, UsageError
+from edge.lora.asked import Asked, Loras
+from edge.model.spec import GlmSpec
 from edge.runtime.echo import EchoEngine
 from edge.runtime.settings import Settings
+from tests.lora.made import write_adapter
 
 CPU = Settings("CPU")
 
@@ -150,6 +153,15 @@ class TestPocket:
                     assert found.read_tokens < found.prompt_tokens, "what was read before is not read again"
                 else:
                     assert found.read_tokens == found.prompt_tokens, "no cache knows a random prompt"
+
+    def test_adapters_are_on(self, pocket_dir: Path, tmp_path: Path) -> None:
+        folder = write_adapter(tmp_path / "mine", GlmSpec.from_folder(pocket_dir), rank=4, size=0.1)
+        case = Case(64, 4)
+        with Worker(pocket_dir, CPU, Loras((Asked(folder, 0.5),))) as worker:
+            worker.load()
+            assert worker.facts()["settings"]["adapters"] == ["mine at 0.5"]
+            ((found, sample),) = worker.run(case, 1)
+            assert found == case and sample.seconds > 0
 
     def test_what_a_token_costs_is_in_the_ir(self, pocket_dir: Path) -> None:
         counts = count(pocket_dir)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import pytest
-
 from edge.runtime.echo import EchoEngine
 from edge.ui.web.desk import Desk
 from tests.ui.browser import Browser
@@ -13,20 +11,19 @@ from tests.ui.browser import Browser
 MakeDesk, Serve = Callable[..., Desk], Callable[[Desk], str]
 
 
-@pytest.mark.parametrize(("locale", "label"), [("en-US", "LoRA adapters"), ("zh-CN", "LoRA 适配器")])
-def test_the_panel_says_which_adapters_are_on(
-    browser: Browser, make_desk: MakeDesk, serve: Serve, locale: str, label: str
-) -> None:
+def test_the_panel_says_which_adapters_are_on(browser: Browser, make_desk: MakeDesk, serve: Serve) -> None:
     def adapted() -> EchoEngine:
         engine = EchoEngine()
         engine.always_on = ("juniper", "<b>poetry</b> at 0.5")
         return engine
 
-    page = browser.open(serve(make_desk(adapted)), locale=locale)
-    row = page.locator(".edge-panel dt", has_text=label)
-    row.wait_for()
-    assert row.locator("xpath=following-sibling::dd[1]").inner_text() == "juniper, <b>poetry</b> at 0.5"
-    browser.shoot(page, f"adapters-{locale[:2]}")
+    address = serve(make_desk(adapted))
+    for locale, label in (("en-US", "LoRA adapters"), ("zh-CN", "LoRA 适配器")):
+        page = browser.open(address, locale=locale)
+        row = page.locator(".edge-panel dt", has_text=label)
+        row.wait_for()
+        assert row.locator("xpath=following-sibling::dd[1]").inner_text() == "juniper, <b>poetry</b> at 0.5"
+        browser.shoot(page, f"adapters-{locale[:2]}")
     assert browser.faults == []
 
 

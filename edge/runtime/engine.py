@@ -18,6 +18,7 @@ from edge.messages import Chunk, Conversation, Message, Sampling, Tokens
 from edge.npu import check_prompt
 from edge.runtime import sampling as samplings
 from edge.runtime.context import room_for_answer
+from edge.runtime.encoding import ids_of_all
 from edge.runtime.interface import Probe
 from edge.runtime.memory import return_freed_memory
 from edge.runtime.pipelines import Backend, Opened, constrained, open_pipeline
@@ -268,7 +269,7 @@ class Engine:
             ) from error
         if isinstance(conversation, str):
             return self._ids(text, special=True)
-        return [token for part in text.split(SEAM) for token in self._ids(part)]
+        return ids_of_all(self._open_tokenizer(), text.split(SEAM))
 
     def _known(self, ids: Sequence[int]) -> list[int]:
         size = self.manifest.architecture.vocab_size

@@ -70,7 +70,7 @@ def test_a_traced_export_is_told_apart(tiny_npu: Path, adapter: Path, tmp_path: 
     told = json.loads((folder / "edge.json").read_text(encoding="utf-8"))
     (folder / "edge.json").write_text(json.dumps({**told, "exporter": "optimum"}), encoding="utf-8")
     with pytest.raises(ModelError, match="was traced by optimum"):
-        loading._check_adapters(folder, Loras(parse_all([str(adapter)])))
+        loading.check_adapters(folder, Loras(parse_all([str(adapter)])))
 
 
 def test_serve_refuses_an_adapter_with_the_models_name(

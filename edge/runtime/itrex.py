@@ -67,6 +67,8 @@ class Worker:
         self._writing = threading.Lock()
         hidden = ("PYTHONPATH", "PYTHONHOME")
         env = {name: value for name, value in os.environ.items() if name not in hidden}
+        # PyTorch and QBits have OpenMP each to itself: threads of one that spin keep those of the other waiting
+        env.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         env |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         self._process = subprocess.Popen(
             words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, env=env, cwd=self.folder, text=True,

@@ -146,6 +146,19 @@ def engine(exported: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> 
         yield engine
 
 
+@pytest.mark.parametrize(("given", "told"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_idle_threads_sleep_unless_it_is_said(given: str | None, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    script = "import json, os, sys; print(json.dumps({'id': 0, 'ok': dict(os.environ)}), flush=True); sys.stdin.read()"
+    worker = itrex.Worker([sys.executable, "-c", script])
+    try:
+        assert worker.versions["OMP_WAIT_POLICY"] == told and worker.versions["HF_HUB_OFFLINE"] == "1"
+    finally:
+        worker.close()
+
+
 def test_tokens_come_as_chunks(engine: Engine) -> None:
     chunks = list(engine.stream(Tokens((1, 40)), Sampling(temperature=0, max_new_tokens=5)))
     assert [token for chunk in chunks for token in chunk.token_ids] == [41, 42, 43, 44, 45]

@@ -84,7 +84,8 @@ if isinstance(ids, str):
     chat = [{"role": "user", "content": ids}]
     ids = AutoTokenizer.from_pretrained(folder).apply_chat_template(chat, add_generation_prompt=True)["input_ids"]
 model = OVModelForCausalLM.from_pretrained(folder, ov_config=EXACT)
-out = model.generate(torch.tensor([ids]), max_new_tokens=count, do_sample=False, eos_token_id=-1, pad_token_id=0)
+greedily = {"do_sample": False, "repetition_penalty": 1.0}  # which the model's own defaults have another of
+out = model.generate(torch.tensor([ids]), max_new_tokens=count, eos_token_id=-1, pad_token_id=0, **greedily)
 print(json.dumps([type(model).__name__, ids, out[0, len(ids):].tolist()]))
 """
 """Greedy tokens by optimum-intel's runtime, behind ids or a question."""

@@ -20,7 +20,8 @@ from edge.bench.record import Record
 from edge.runtime.refstore import Entry, Reference
 
 _NEAR = {"TTFT": 1.25, "TPOT": 3.0}
-"""By how much prompts may be longer or shorter, as a factor: a token's time hardly depends on what was read."""
+"""By how much prompts may be longer or shorter, as a factor: a token's time hardly depends on what was read, and the
+time to the first token is taken for as much of a prompt as the case asks."""
 _MANY = 60
 """Times of each run that are taken at most: more make the interval hardly better, and its making slow."""
 
@@ -69,7 +70,8 @@ def compare(before: Measured, after: Measured) -> list[Difference]:
             continue
         for metric, most in _NEAR.items():
             near = [each for each in theirs if 1 / most <= each.prompt_tokens / case.prompt_tokens <= most]
-            own, beside = (_values(each, metric) for each in (asked.of(case), near))
+            near = near[:: -(-len(near) // _MANY) or 1]
+            own, beside = (_values(each, metric, case.prompt_tokens) for each in (asked.of(case)[:_MANY], near))
             if own and beside:
                 lengths = [each.prompt_tokens for each in near]
                 sides = (beside, own) if turned else (own, beside)
@@ -77,9 +79,14 @@ def compare(before: Measured, after: Measured) -> list[Difference]:
     return found
 
 
-def _values(samples: Sequence[Sample], metric: str) -> list[float]:
-    found = [METRICS[metric](each) for each in samples]
-    return [each for each in found if each is not None and each > 0][:_MANY]
+def _values(samples: Sequence[Sample], metric: str, prompt_tokens: int) -> list[float]:
+    """Seconds. To the first token of a prompt of that length: nearly all of that time goes with a prompt's length."""
+    found = []
+    for each in samples:
+        seconds = METRICS[metric](each)
+        if seconds is not None and seconds > 0:
+            found.append(seconds * prompt_tokens / each.prompt_tokens if metric == "TTFT" else seconds)
+    return found
 
 
 def _difference(

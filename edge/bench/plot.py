@@ -92,7 +92,7 @@ def _ttft(record: Record) -> bytes:
     for colour, name, each in zip(_cycle(record), _names(record), record.measured, strict=True):
         for later, line, mark in ((False, "-", "o"), (True, "--", "s")):
             found = [f for f in figures(each) if f.case.together == 1 and f.case.later == later]
-            found = list({f.case.prompt_tokens: f for f in found}.values())
+            found = sorted({f.case.prompt_tokens: f for f in found}.values(), key=lambda f: f.prompt_tokens)
             if not found:
                 continue
             label = name + (", later turn" if later else "")

@@ -50,7 +50,8 @@ def _ratios(words: str, found: Sequence[Difference]) -> bytes:
         label = verdict if verdict not in said else None
         said.add(verdict)
         colour = _COLOURS[verdict]
-        axes.plot([each.low, each.high], [row, row], color=colour, linewidth=2, alpha=0.6)
+        if not each.few:  # of few values the ends are the extremes, and no interval
+            axes.plot([each.low, each.high], [row, row], color=colour, linewidth=2, alpha=0.6)
         axes.plot([each.ratio], [row], "o", color=colour, label=label)
     axes.axvline(1.0, color=plot.INK, linewidth=1)
     axes.set_yticks(range(len(found)), [f"{each.case.name}: {each.metric}" for each in found], fontsize=8)

@@ -112,5 +112,6 @@ def _processor() -> str:
 
 
 def same_machine(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two records may come from one machine."""
-    return all(one.get(name) == other.get(name) for name in ("cpu", "cores", "memory_bytes", "system"))
+    """Whether two records may come from one machine, as far as both tell."""
+    told = [name for name in ("cpu", "cores", "memory_bytes", "system") if name in one and name in other]
+    return bool(told) and all(one[name] == other[name] for name in told)

@@ -255,6 +255,8 @@ def compare(
     click.echo(json.dumps(told, indent=1) if as_json else "\n\n".join(blocks))
     if charts is not None:
         runs = None if after is None else (before.stem, after.stem)
+        if after is not None and before.stem == after.stem:
+            runs = (f"{before.resolve().parent.name}/{before.stem}", f"{after.resolve().parent.name}/{after.stem}")
         made = plot_both.write(first, second, runs, shown, "\n\n".join(blocks), charts.expanduser())
         say(f"The charts are in {made[-1]}")
     if not same_machine(first.machine, second.machine):

@@ -92,7 +92,7 @@ def _adapter_bytes(lora: Sequence[str], folder: Path, place: str) -> int:
     """What the adapters take on the device."""
     if not lora:
         return 0
-    from edge.commands.loading import asked_for
+    from edge.commands.loading import asked_for, check_adapters
     from edge.lora.adapter import Adapter
     from edge.lora.cost import Sizes
     from edge.model.spec import GlmSpec
@@ -100,6 +100,7 @@ def _adapter_bytes(lora: Sequence[str], folder: Path, place: str) -> int:
 
     loras = asked_for(lora, place)
     assert loras is not None
+    check_adapters(folder, loras)
     spec = GlmSpec.from_folder(folder)
     adapters = [Adapter.read(asked, spec) for asked in loras.asked]
     return Sizes.of(adapters, loras, spec).bytes(plans.STEP_TOKENS.get(place.partition(".")[0], 1024))

@@ -162,6 +162,8 @@ class _Measuring:
         if settings and not (wanted.tuned or wanted.exact):
             say(f"{called} is measured with the default settings, which are the same on every machine, not as chat "
                 f"runs it here ({settings}): --tuned measures that.")  # fmt: skip
+        if wanted.tuned and not settings:
+            say(f"Nothing was tuned for {called} on {place} here: it is measured with the default settings.")
         found = Model(
             name=called,
             device=place,
@@ -171,6 +173,7 @@ class _Measuring:
                 "parameters": manifest.architecture.parameters, "bytes": manifest.bytes,
             },
             settings=settings if wanted.tuned else "",
+            exact=wanted.exact,
         )  # fmt: skip
         if wanted.distance:
             found.distance = self._distance(folder, manifest, place)

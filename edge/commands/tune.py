@@ -63,7 +63,9 @@ def tune(
     defaults = Settings(place, context=context, tuned=False)
     with progress_lines() as progress:
         found = searching.search(folder, defaults, _changes(place), aim, seconds=60 * minutes, progress=progress)
-    if found.left_out == len(found.tried):  # what was found in an earlier search stays
+    if (
+        found.left_out and found.final is None
+    ):  # an earlier search may have had more time
         click.echo(json.dumps(_facts(found, None), indent=1) if as_json else _told(found, aim, place))
         return
     ratio = found.final.ratio if found.final is not None else 1.0
@@ -110,8 +112,8 @@ def _told(found: Found, aim: str, place: str) -> str:
         lines.append(f"  {each.words:<34} {each.verdict}{ratio}{why}")
     final, minutes = found.final, math.ceil(found.enough_seconds / 60)
     if found.left_out:
-        lines.append(f"{found.left_out} of {len(found.tried)} were not tried: --minutes {minutes} is enough for all.")
-    if found.left_out == len(found.tried):
+        lines.append(f"{found.left_out} of {len(found.tried)} were not tried: --minutes {minutes} should do for all.")
+    if found.left_out and final is None:
         lines.append("Nothing is kept: what was in use before still is.")
     elif final is None:
         lines.append("Kept: the defaults. Nothing was better beyond the noise.")

@@ -84,10 +84,11 @@ def _may_be_utf_16(begin: bytes) -> bool:
     """Whether zeros are half of what is ASCII, or stand in what is no other text; a few are a fault of the file."""
     if b"\0" not in begin or 4 * begin.count(0) >= len(begin):
         return b"\0" in begin
+    rest = begin.replace(b"\0", b"")
     try:  # it may end inside of a character
-        return _is_binary(codecs.getincrementaldecoder("utf-8")().decode(begin.replace(b"\0", b"")))
+        return _is_binary(codecs.getincrementaldecoder("utf-8")().decode(rest))
     except UnicodeDecodeError:
-        return True
+        return _is_binary(rest.decode("latin-1"))
 
 
 def _is_binary(text: str) -> bool:

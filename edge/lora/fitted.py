@@ -127,7 +127,7 @@ class Fitted:
         return out
 
     def file(self, choice: tuple[str, ...]) -> NDArray[np.uint8]:
-        """The same as a safetensors file's bytes. Of none, zeros, whose pages take no memory."""
+        """The same as a safetensors file's bytes. Of none, zeros, whose pages take no memory (on Linux)."""
         from safetensors.numpy import save
 
         if choice:

@@ -112,6 +112,8 @@ class Model(_Section):
     needles: Needles | None = None
     settings: str = ""
     """That `glm4-edge tune` had kept and that were used, in words; "" where it was measured with the defaults."""
+    exact: bool = False
+    """Whether it was measured in exact arithmetic, all of it."""
     decode_rate: float | None = None
     """Tokens a second, of a bench record."""
 

@@ -81,13 +81,14 @@ def _share(found: Needles, depth: float, length: int) -> str:
 
 
 def _label(each: Model) -> str:
-    return f"{each.name} on {each.device}" + (", tuned" if each.settings else "")
+    exact = each.exact or (each.distance is not None and each.distance.exact)
+    return f"{each.name} on {each.device}" + (", tuned" if each.settings else "") + (", exact" if exact else "")
 
 
 def _distance(each: Model) -> list[tuple[str, ...]]:
     if each.distance is None:
         return []
-    name = _label(each) + (", exact" if each.distance.exact else "")
+    name = _label(each)
     return [
         (
             name, f"{each.weight_bytes / 1e6:,.1f}", language, f"{f.tokens:,}", f"{f.perplexity:.2f}",

@@ -82,9 +82,10 @@ def _weighed(
             hint=f"Ask for at most --context {made.model_context}.",
         )
     if settings.context is not None and not made.fits:
-        on = ("" if device == "CPU" else f" --device {device}") + (" --lora …" if more else "")
+        on = "" if device == "CPU" else f" --device {device}"
+        same = ", with the same --lora," if more else ""
         raise ResourceError(
             made.verdict.removeprefix("no: "),
-            hint=f"glm4-edge plan {folder} --context {context}{on} says what would have to change.",
+            hint=f"glm4-edge plan {folder} --context {context}{on}{same} says what would have to change.",
         )
     return made

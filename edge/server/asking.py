@@ -82,7 +82,8 @@ def chat(engine: ChatEngine, request: ChatRequest) -> Asked:
         choice = {"type": "function", "function": choice} if isinstance(choice, Mapping) else choice
     form = _plain(request.response_format)
     asking_for = [name for name in ("tools", "functions", "response_format") if getattr(request, name)]
-    with _of(asking_for[0] if len(asking_for) == 1 else None):
+    chosen = "tool_choice" if request.functions is None else "function_call"
+    with _of(asking_for[0] if len(asking_for) == 1 else None, chosen):
         wanted = demand(
             tools, choice, parallel=request.parallel_tool_calls is not False and request.functions is None,
             response_format=form, opened=engine.opens_thought,
@@ -101,8 +102,11 @@ def chat(engine: ChatEngine, request: ChatRequest) -> Asked:
 
 
 @contextlib.contextmanager
-def _of(field: str | None) -> Iterator[None]:
+def _of(field: str | None, choice: str = "tool_choice") -> Iterator[None]:
     """Tell with what is wrong which field it was in; None: that is not certain.
+
+    Args:
+        choice: the field that said which tool is to be called.
 
     Raises:
         RefusedError: see there.
@@ -110,7 +114,7 @@ def _of(field: str | None) -> Iterator[None]:
     try:
         yield
     except UsageError as error:
-        field = "tool_choice" if error.message.startswith("tool_choice") else field
+        field = choice if error.message.startswith("tool_choice") else field
         raise RefusedError(error.message, hint=error.hint, param=field, code="invalid_value") from error
 
 

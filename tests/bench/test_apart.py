@@ -69,6 +69,13 @@ def test_prompts_of_about_the_same_length_are_compared() -> None:
     assert apart.compare(run(1.0, size=5000), other) == []
 
 
+def test_a_longer_prompt_is_not_slower_for_its_length() -> None:
+    """A quarter more to read takes a quarter more time, and that is no difference between the machines."""
+    noisy = [1.0, 1.1, 0.9, 1.05, 0.95, 1.02, 0.98]
+    ttft, _ = apart.compare(run(*noisy, size=1000), run(*[1.25 * each for each in noisy], size=1250))
+    assert (ttft.verdict, ttft.ratio, ttft.lengths) == ("no difference", pytest.approx(1.0), (1250, 1250))
+
+
 def test_the_cases_are_the_benchmarks_on_either_side() -> None:
     checkpoint = run(*[0.5] * 8, size=41)
     checkpoint.model["reference"] = True

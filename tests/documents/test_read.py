@@ -242,6 +242,7 @@ def test_a_document_gives_no_orders(tmp_path: Path) -> None:
         ("r.txt", bytes(range(256)) * 9, "is no text (it is binary)"),
         ("r.csv", b"a,b\n1,\0\n" * 100, "is no text (it is binary)"),  # UTF-16 of what signs it would be
         ("r.csv", b"a,\0\n" + "ä".encode() * 3000, "is no text (it is binary)"),
+        ("r.csv", "prénom,âge;\0\nRené,né à Orléans\n".encode("cp1252") * 50, "is no text (it is binary)"),
         ("r.png", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes(99), "is no text (it is binary)"),
         ("r.md", b"", "is empty"),
         ("r.md", b"\xef\xbb\xbf \n\t\n", "there is no text in"),

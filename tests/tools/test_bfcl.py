@@ -1,4 +1,4 @@
-"""Every accepted answer of the Berkeley Function-Calling Leaderboard's simple cases, there and back; and asking them."""
+"""The Berkeley Function-Calling Leaderboard's simple cases: every accepted answer, there and back; and asking them."""
 
 from __future__ import annotations
 

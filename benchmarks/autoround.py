@@ -14,6 +14,7 @@ same numbers of bits, or this ends with an error, and are read on the CPU in f32
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -67,13 +68,8 @@ def main(
     if unknown := set(only) - set(wanted):
         raise click.UsageError(f"no such grid: {', '.join(sorted(unknown))}; there are {', '.join(wanted)}")
     settings = {"text": text.name, "tokens": tokens, "window": window}
-    result: dict[str, Any] = {"machine": machine(), "versions": versions("openvino", "nncf", "numpy")}
-    result |= {"settings": settings, "grids": {}}
-    if only and out.is_file():
-        earlier = json.loads(out.read_text(encoding="utf-8"))
-        if earlier["settings"] != settings:
-            raise click.UsageError(f"{out.name} was measured with {earlier['settings']}")
-        result["grids"] = earlier["grids"]
+    result: dict[str, Any] = {"settings": settings, "grids": taken_up(out, settings) if only else {}}
+    made_by = {"machine": machine(), "versions": versions("openvino", "nncf", "numpy")}
     work.mkdir(parents=True, exist_ok=True)
     windows = windows_of(folder, text, tokens, window)
     with tempfile.TemporaryDirectory() as scratch, one_process_each() as pool:
@@ -82,12 +78,16 @@ def main(
         for name in only or wanted:
             recipe = wanted[name]
 
-            def measured(arm: str, *how: Any, recipe: Recipe = recipe, name: str = name) -> dict[str, Any]:
-                key = {"grid": recipe.to_dict(), "arm": arm, "versions": result["versions"], **settings}
+            def measured(
+                arm: str, in_4_bits: frozenset[str] | None = None, tuned: Path | None = None,
+                *, recipe: Recipe = recipe, name: str = name,
+            ) -> dict[str, Any]:  # fmt: skip
+                key = key_of(recipe, arm, made_by | settings, tuned)
                 file = work / f"{_slug(name, arm)}.json"
                 if file.is_file() and (kept := json.loads(file.read_text(encoding="utf-8")))["of"] == key:
                     return dict(kept["row"])
-                row: dict[str, Any] = pool.apply(_measure, (folder, recipe, windows, reference, Path(scratch), *how))
+                how = (folder, recipe, windows, reference, Path(scratch), in_4_bits, tuned)
+                row: dict[str, Any] = pool.apply(_measure, how)
                 click.echo(f"{name}, {arm}: KL {row['kl_mean']:.4f}, {row['compress_seconds']:.0f} s", err=True)
                 file.write_text(json.dumps({"of": key, "row": row}), encoding="utf-8")
                 return row
@@ -102,8 +102,40 @@ def main(
             rows[arm] = measured(arm, in_4_bits, made / "tuned.safetensors") | told
             rows[arm]["auto_round"] = {"iters": iters, "length": length, "batch": batch, "device": device}
             check_bits(rows)
-            result["grids"][name] = {"recipe": recipe.to_dict(), "matrices_in_4_bits": len(in_4_bits), "rows": rows}
+            about = {"recipe": recipe.to_dict(), "matrices_in_4_bits": len(in_4_bits)}
+            result["grids"][name] = {**made_by, **about, "rows": rows}
             _write(out, result)
+
+
+def taken_up(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """The grids of an earlier run, each with the machine and the versions that it was measured with.
+
+    Raises:
+        UsageError: they were measured with other settings.
+    """
+    if not out.is_file():
+        return {}
+    earlier = json.loads(out.read_text(encoding="utf-8"))
+    if earlier["settings"] != settings:
+        raise click.UsageError(f"{out.name} was measured with {earlier['settings']}: name another --out")
+    grids: dict[str, Any] = earlier["grids"]
+    return grids
+
+
+def key_of(recipe: Recipe, arm: str, how: dict[str, Any], tuned: Path | None) -> dict[str, Any]:
+    """What a row kept in WORK must have been measured of, to be taken for one that is asked for.
+
+    Args:
+        tuned: weights that came from elsewhere; however they were tuned, others are another row.
+    """
+    key = {"grid": recipe.to_dict(), "arm": arm, **how}
+    if tuned is not None:
+        digest = hashlib.sha256()
+        with tuned.open("rb") as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+        key["tuned"] = digest.hexdigest()
+    return key
 
 
 def job(
@@ -210,22 +242,27 @@ def _silent(stage: str, done: int, total: int) -> None:
 def _write(out: Path, result: dict[str, Any]) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8", newline="\n")
-    settings, where = result["settings"], result["machine"]
+    settings = result["settings"]
     lines = [
         "# auto-round on the pocket model",
         "",
         "The same weights, grid, and matrices in 4 bits in every row of a grid. Perplexity, KL divergence to bf16 "
         f"(nats) and top-1 agreement over the first {settings['tokens']:,} tokens of `{settings['text']}` in windows "
-        f"of {settings['window']}, f32. {where['cpu']}, {where['cores']} cores; "
-        + ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-        + ". Seconds are of wall time and of the processors, on a shared machine, calibration or tuning included. Made "
-        "by `python -m benchmarks.autoround`; settings are in the JSON.",
+        f"of {settings['window']}, f32. Seconds are of wall time and of the processors, on a shared machine, "
+        "calibration or tuning included. Made by `python -m benchmarks.autoround`; settings are in the JSON.",
         "",
         "| grid | rounded by | weights in 4 bits | perplexity | KL | KL p99 | top-1 | s | processor s |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
         *(_line(name, arm, row) for name, grid in result["grids"].items() for arm, row in grid["rows"].items()),
+        "",
+        *(_made_by(name, grid) for name, grid in result["grids"].items()),
     ]
     out.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
+
+
+def _made_by(name: str, grid: dict[str, Any]) -> str:
+    where, by = grid["machine"], ", ".join(f"{package} {version}" for package, version in grid["versions"].items())
+    return f"- {name}: {where['cpu']}, {where['cores']} cores; {by}."
 
 
 def _line(grid: str, arm: str, row: dict[str, Any]) -> str:

@@ -59,9 +59,10 @@ class Child:
     def loaded(self) -> float:
         """Seconds from the process's start until it said that it had loaded."""
         self._hear("loaded")
+        seconds = time.perf_counter() - self._begin
         self._memory.loaded.set()
         self._memory.find_children()
-        return time.perf_counter() - self._begin
+        return seconds
 
     def ask(self, prompt: Sequence[int], new: int) -> tuple[float, dict[str, Any]]:
         """Seconds from the process's start to the first token of this answer; and "tokens", "token_seconds" from the
@@ -134,11 +135,18 @@ class _Memory(threading.Thread):
         self.over, self.loaded = threading.Event(), threading.Event()
         self.anonymous = self.resident = 0
         self.processes = [process]
+        self._keeping = threading.Lock()
 
     def find_children(self) -> None:
-        """Those that it has now; once it has loaded there come no more."""
+        """Those that it has now; once it has loaded there come no more. A look begun before that and ended after it is
+        older than the one that `loaded` takes, and does not count.
+        """
+        loading = not self.loaded.is_set()
         with contextlib.suppress(psutil.Error):
-            self.processes = [self.processes[0], *self.processes[0].children(recursive=True)]
+            found = [self.processes[0], *self.processes[0].children(recursive=True)]
+            with self._keeping:
+                if not (loading and self.loaded.is_set()):
+                    self.processes = found
 
     def run(self) -> None:
         """See `threading.Thread.run`."""

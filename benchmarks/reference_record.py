@@ -13,6 +13,7 @@ from typing import Any
 
 from edge.bench.case import Case, Measured, Sample
 from edge.bench.record import Record
+from edge.errors import UsageError
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -23,14 +24,32 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--model", default="9b", help="which of those that stage gpu measured")
     args = parser.parse_args(argv)
     told = json.loads(args.source.read_text(encoding="utf-8"))
-    record(told["gpu"][args.model], args.model).write(args.out)
+    measured = told.get("gpu", {})
+    if args.model not in measured:
+        there = ", ".join(measured) or "nothing: run benchmarks.reference_cuda --stage gpu"
+        parser.error(f"{args.source} has no --model {args.model}, but {there}")
+    try:
+        made = record(measured[args.model], args.model)
+    except UsageError as error:
+        parser.error(str(error))
+    made.write(args.out)
 
 
 def record(found: dict[str, Any], model: str) -> Record:
-    """Every road that ran; the time from the first token to the last is spread evenly."""
+    """Every road that ran; the time from the first token to the last is spread evenly.
+
+    Raises:
+        UsageError: none ran, or an answer was too short to have a time from its first token to its last.
+    """
     case = Case(found["settings"]["prompt"], found["settings"]["answer"])
+    if case.new_tokens < 2:
+        raise UsageError(
+            f"{model} was measured with answers of {case.new_tokens} token, which say nothing of decoding",
+            hint="Measure it with --answer 2 or more.",
+        )
     measured = []
-    for name, road in found["roads"].items():
+    roads = found.get("roads", {})
+    for name, road in roads.items():
         if not road.get("samples"):
             continue
         about = {"name": model, "reference": True}
@@ -40,6 +59,9 @@ def record(found: dict[str, Any], model: str) -> Record:
             times = tuple(sample["ttft_s"] + place * step for place in range(case.new_tokens))
             made.samples.append((case, Sample(number, case.prompt_tokens, case.prompt_tokens, times, times[-1])))
         measured.append(made)
+    if not measured:
+        said = "; ".join(f"{name}: {road.get('failure', 'not measured')}" for name, road in roads.items())
+        raise UsageError(f"no road of {model} ran ({said or 'none was begun'})", hint="Measure it again.")
     rounds = max(len(each.samples) for each in measured)
     return Record(found.get("made", "-"), {"system": "Linux", **found["machine"]}, found["versions"], rounds, measured)
 

@@ -160,7 +160,9 @@ def main(
     }
     if again:
         result = _taken_up(result, json.loads(out.read_text(encoding="utf-8")))
-    _ask_all(model, device, chosen, result, free=0 if again else free)
+    asked = _ask_all(model, device, chosen, result, free=0 if again else free)
+    if again:
+        result["settings"] |= {f"machine_of_the_{way}": machine() for way in sorted(asked)}
     result["shares"] = shares(result["rows"])
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
@@ -172,16 +174,17 @@ def _taken_up(now: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
     """An earlier result, to be gone on with; what is asked from now on may run on another machine.
 
     Raises:
-        UsageError: it was made of something else.
+        UsageError: it was made of something else, or has answers drawn otherwise.
     """
+    drawn = before["settings"].get("drawn")
+    if drawn != now["settings"]["drawn"] and any("drawn" in row for row in before["rows"]):
+        raise click.UsageError(f"--out has answers drawn with {drawn}: give the same, or leave out --again.")
     told = {**before["settings"], "drawn": now["settings"]["drawn"]}
     told = {name: value for name, value in told.items() if name != "free" and not name.startswith("machine_of_")}
     asked = {name: value for name, value in now["settings"].items() if name != "free"}
     if told != asked or before["model"] != now["model"]:
         raise click.UsageError("--out has answers of another model, or to other settings: leave out --again.")
     before["settings"] |= {"drawn": asked["drawn"]}
-    if any(row[_last(row)]["finish"] == "length" for row in before["rows"]):
-        before["settings"]["machine_of_the_drawn"] = now["machine"]
     return before
 
 
@@ -190,16 +193,19 @@ def _last(row: Mapping[str, Any]) -> str:
     return [way for way in _REQUIRED if way in row][-1]
 
 
-def _ask_all(model: Path, device: str, chosen: list[Case], result: dict[str, Any], *, free: int) -> None:
+def _ask_all(model: Path, device: str, chosen: list[Case], result: dict[str, Any], *, free: int) -> set[str]:
+    """Ask what has no answer yet, and say in which ways that was."""
     from edge.runtime.engine import Engine
     from edge.runtime.settings import Settings
 
+    asked: set[str] = set()
     engine = Engine.load(model, Settings(device))
     try:
         for number, (case, row) in enumerate(zip(chosen, result["rows"], strict=True)):
             for way in _REQUIRED:
                 if way not in row:
                     row[way] = _ask(engine, case, way, result["settings"])
+                    asked.add(way)
                 if row[way]["finish"] != "length":
                     break
             if number < free:
@@ -207,6 +213,7 @@ def _ask_all(model: Path, device: str, chosen: list[Case], result: dict[str, Any
             click.echo(f"\r{number + 1}/{len(chosen)} ", nl=False, err=True)
     finally:
         engine.close()
+    return asked
 
 
 def _ask(engine: Any, case: Case, way: str, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -136,3 +136,35 @@ def test_arms_with_other_bits_are_not_compared() -> None:
         autoround.check_bits({"a": row, "b": {**row, "weights": {"u4": 99, "u8": 51}}})
     with pytest.raises(click.ClickException, match="in 120000 bytes"):
         autoround.check_bits({"a": row, "b": {**row, "bin_bytes": 120_000}})
+
+
+def test_a_kept_row_is_of_the_weights_that_were_tuned(tmp_path: Path) -> None:
+    recipe, how = Recipe("int4", group_size=GROUP), {"versions": {"openvino": "1"}, "window": 512}
+    file = tmp_path / "tuned.safetensors"
+    keys = []
+    for told in (b"with --length 128", b"with --length 512"):
+        file.write_bytes(told)
+        keys.append(autoround.key_of(recipe, "auto-round, 50 steps", how, file))
+    assert keys[0] != keys[1] and keys[1] == autoround.key_of(recipe, "auto-round, 50 steps", how, file)
+    assert keys[0] != autoround.key_of(recipe, "auto-round, 50 steps", how, None)
+    assert autoround.key_of(recipe, "a", how, None) != autoround.key_of(recipe, "a", {**how, "window": 256}, None)
+
+
+def test_earlier_grids_keep_their_machine(tmp_path: Path) -> None:
+    kept = Path(autoround.__file__).parent / "results" / "autoround_pocket.json"
+    settings = {"text": "wiki.test.raw", "tokens": 4096, "window": 512}
+    grids = autoround.taken_up(kept, settings)
+    other = {
+        **grids["default"],
+        "machine": {"cpu": "Another", "cores": 4, "memory_bytes": 1},
+        "versions": {"nncf": "9"},
+    }
+    autoround._write(tmp_path / "made.json", {"settings": settings, "grids": grids | {"asym 32": other}})
+    told = (tmp_path / "made.md").read_text(encoding="utf-8").splitlines()
+    shipped = kept.with_suffix(".md").read_text(encoding="utf-8").splitlines()
+    assert [line for line in told if "asym 32" not in line] == shipped
+    assert told[-1] == "- asym 32: Another, 4 cores; nncf 9."
+    assert autoround.taken_up(tmp_path / "made.json", settings)["asym 32"] == other
+    assert autoround.taken_up(tmp_path / "none.json", settings) == {}
+    with pytest.raises(click.UsageError, match=r"was measured with .*512.*: name another --out"):
+        autoround.taken_up(kept, {**settings, "window": 256})

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from edge.cli import _run
-from edge.errors import DownloadError, UsageError
+from edge.errors import DownloadError, OutputError, UsageError
 from edge.files import HOME_VARIABLE
 from edge.runtime import itrex_home, itrex_pip
 
@@ -93,6 +93,32 @@ def test_an_interrupted_setup_is_gone_on_with(capsys: pytest.CaptureFixture[str]
     assert state(capsys)["state"] == "outdated"
     assert _run(["itrex", "remove"]) == 0 and not (home / "itrex").exists()
     assert _run(["itrex", "remove"]) == 0 and "does not exist" in capsys.readouterr().err
+
+
+def test_what_it_costs_is_told_alike(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run(["itrex", "--help"]) == 0
+    document = Path(__file__).parents[1] / "docs" / "itrex.md"
+    for text in (capsys.readouterr().out, document.read_text(encoding="utf-8")):
+        assert itrex_home.COST in " ".join(text.split())
+
+
+def test_what_will_be_deleted_is_not_there_already(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, size in (("tmp/torch.whl", 3000), ("lib/kept.so", 500)):
+        path = home / "itrex" / name
+        path.parent.mkdir(parents=True)
+        path.write_bytes(bytes(size))
+    asked: list[int] = []
+
+    def full(folder: Path, needed: int, purpose: str) -> None:
+        asked.append(needed)
+        raise OutputError("the disk is full", hint="Free some space.")
+
+    monkeypatch.setattr(itrex_home, "find_python", lambda wanted: Path(sys.executable))
+    monkeypatch.setattr(itrex_home, "check_room", full)
+    with pytest.raises(OutputError):
+        itrex_home.setup(lambda stage, done, total: None)
+    assert asked == [itrex_home.DISK_BYTES - 500]
+    assert not (home / "itrex" / "tmp").exists()
 
 
 def test_a_python_without_wheels_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from click.testing import CliRunner
 
 from benchmarks import gguf_file, peer_arms, peer_child, peers, peers_report, recipes
 from benchmarks.peer_arms import Arm, Place
-from benchmarks.peer_process import started
+from benchmarks.peer_process import _Memory, started
 from edge import golden
 from edge.bench.case import Case, Prompts, Sample
 from edge.errors import EdgeError
@@ -248,6 +249,29 @@ def test_itrex_answers_and_gives_its_logits(tiny_npu: Path, monkeypatch: pytest.
             next(child.logits(windows, exact=True))
     finally:
         child.close()
+
+
+def test_a_look_for_children_that_ends_late_does_not_count() -> None:
+    begun, go = threading.Event(), threading.Event()
+
+    class Process:
+        def children(self, *, recursive: bool) -> list[str]:
+            if begun.is_set():
+                return ["the one that stays"]
+            begun.set()
+            assert go.wait(60)
+            return ["one that is gone"]
+
+    process: Any = Process()
+    memory = _Memory(process)
+    late = threading.Thread(target=memory.find_children)
+    late.start()
+    assert begun.wait(60)
+    memory.loaded.set()
+    memory.find_children()
+    go.set()
+    late.join()
+    assert memory.processes == [process, "the one that stays"]
 
 
 def test_children_count_while_a_process_loads() -> None:

@@ -21,8 +21,9 @@ from edge.files import alone, check_room, home, write_text
 from edge.messages import Progress
 from edge.runtime import itrex_pip
 
-DOWNLOAD_BYTES, DISK_BYTES = 3_000_000_000, 6_700_000_000
-"""Of disk the most while it is made; 6.2 GB stay."""
+DISK_BYTES = 6_700_000_000
+"""That have to be free: 6.5 GB were taken at the most while it was made."""
+COST = f"about 3 GB to download, {DISK_BYTES / 1e9:.1f} GB of disk while it is made and 6.2 GB after"
 _PYTHONS = ((3, 11), (3, 10))
 """For which there are wheels; the first was measured."""
 _READY = "glm4-edge.json"
@@ -68,9 +69,7 @@ def python() -> Path:
     place = folder()
     told = _told(place)
     if told is None or told.get("pins") != _digest() or not _python(place).exists():
-        raise DeviceError(
-            f"ITREX is not set up in {place}", hint="Run: glm4-edge itrex setup (about 3 GB to download, 6 GB of disk)."
-        )
+        raise DeviceError(f"ITREX is not set up in {place}", hint=f"Run: glm4-edge itrex setup ({COST}).")
     return _python(place)
 
 
@@ -91,6 +90,7 @@ def setup(progress: Progress, wanted: Path | None = None) -> Status:
     with alone(place):
         if status().state == "ready":
             return status()
+        itrex_pip.tidy(place)  # what it deletes is not there already
         there = status().bytes
         check_room(place.parent, max(0, DISK_BYTES - there), "setting up ITREX")
         (place / _READY).unlink(missing_ok=True)

@@ -7,11 +7,11 @@ large wheel lies beside what was made of it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
 import os
 import queue
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -20,7 +20,8 @@ from pathlib import Path
 
 import psutil
 
-from edge.errors import DownloadError
+from edge.errors import DownloadError, OutputError
+from edge.files import delete
 from edge.messages import Progress
 
 _LARGE = ("nvidia", "triton")
@@ -32,27 +33,47 @@ _TORCH, _PARTS, _REST = "fetching PyTorch", "fetching what PyTorch needs", "fetc
 _UNPACKING = "installing (minutes, and no progress to be told)"
 
 
+def tidy(place: Path) -> None:
+    """Delete what a setup that was killed left half: what it was fetching, and the marks of what it was installing.
+
+    pip takes a package for installed once its METADATA lies there, which may be before its files do.
+
+    Raises:
+        OutputError: something cannot be deleted.
+    """
+    half = [place / "tmp"]
+    for where in _packages(place):
+        if where.resolve().is_relative_to(place.resolve()):  # what a link leads to belongs to another
+            half += [path for path in where.glob("*.dist-info") if not _whole(importlib.metadata.Distribution.at(path))]
+    for path in half:
+        delete(path)
+        if path.exists():
+            raise OutputError(f"{path} cannot be deleted", hint="End what uses it, a pip perhaps, and run it again.")
+
+
 def fill(python: Path, pins: Path, progress: Progress) -> None:
     """Install what stands in `pins` into the environment of `python`, but for what is there.
 
     Raises:
         DownloadError: pip failed, or there is none.
+        OutputError: what an earlier setup left half cannot be deleted.
     """
     place = python.parents[1]
+    tidy(place)
     scratch = place / "tmp"
-    shutil.rmtree(scratch, ignore_errors=True)  # of one that was killed
     scratch.mkdir()
     try:
         pip = _Pip(python, scratch)
         lines = [line for line in pins.read_text(encoding="utf-8").splitlines() if line and line[0] != "#"]
         (torch,) = (line for line in lines if line.startswith("torch=="))
         if not _installed(place, "torch"):
-            pip.install(["--no-deps", torch], _bytes(progress, _TORCH, 0, 1), lambda: progress(_UNPACKING, 0, 0))
+            pip.install(["--no-deps", torch], functools.partial(progress, _TORCH), lambda: progress(_UNPACKING, 0, 0))
         large = [line for line in _needs(place, "torch") if line.startswith(_LARGE)]
-        for number, line in enumerate(large):
+        for number, line in enumerate(large, 1):
             if not _installed(place, re.split(r"[^\w.-]", line)[0]):
-                progress(_PARTS, number, len(large))
-                pip.install(["--no-deps", line], _bytes(progress, _PARTS, number, len(large)))
+                stage = f"{_PARTS}, {number} of {len(large)}"  # a stage each, for the sizes of others are not known
+                progress(stage, 0, 0)
+                pip.install(["--no-deps", line], functools.partial(progress, stage))
         seen: set[str] = set()
 
         def at(name: str) -> None:
@@ -62,7 +83,7 @@ def fill(python: Path, pins: Path, progress: Progress) -> None:
         progress(_REST, 0, len(lines))
         pip.install(["-r", str(pins)], None, lambda: progress(_UNPACKING, 0, 0), at)
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        delete(scratch)
 
 
 def environment() -> dict[str, str]:
@@ -194,24 +215,22 @@ def _end(process: subprocess.Popen[str]) -> None:
     psutil.wait_procs(found, timeout=10)  # what they write to is about to be deleted
 
 
-def _bytes(progress: Progress, stage: str, number: int, total: int) -> Callable[[int, int], None]:
-    """Tells how far a wheel is as part of a stage of so many of them."""
-
-    def told(done: int, whole: int) -> None:
-        progress(stage, number * whole + done, total * whole)
-
-    return told
+def _packages(place: Path) -> list[Path]:
+    return [*place.glob("lib/*/site-packages"), place / "Lib" / "site-packages"]
 
 
 def _found(place: Path, name: str) -> importlib.metadata.Distribution | None:
-    where = [str(path) for path in (*place.glob("lib/*/site-packages"), place / "Lib" / "site-packages")]
-    return next(iter(importlib.metadata.distributions(name=name, path=where)), None)
+    return next(iter(importlib.metadata.distributions(name=name, path=list(map(str, _packages(place))))), None)
 
 
 def _installed(place: Path, name: str) -> bool:
-    """To its end: pip writes the list of files last."""
     found = _found(place, name)
-    return found is not None and found.read_text("INSTALLER") is not None and found.read_text("RECORD") is not None
+    return found is not None and _whole(found)
+
+
+def _whole(found: importlib.metadata.Distribution) -> bool:
+    """Installed to its end: pip writes these two last, its own list of files over the wheel's."""
+    return found.read_text("INSTALLER") is not None and found.read_text("RECORD") is not None
 
 
 def _needs(place: Path, name: str) -> list[str]:

@@ -6,6 +6,7 @@ import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -145,6 +146,25 @@ def test_a_benchmark_of_the_reference_comes_into_the_same_comparison(
     for block in blocks:
         long = [each for each in block["differences"] if each["case"]["prompt_tokens"] == 1024]
         assert [each["metric"] for each in long] == ["TTFT", "TPOT"] and long[0]["ratio"] > 10
+
+
+def test_a_benchmark_of_the_reference_that_is_none_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from benchmarks import reference_record
+
+    def told(model: str, **other: Any) -> str:
+        path = Path(__file__).parents[2] / "benchmarks" / "results" / "reference_cuda.json"
+        found = json.loads(path.read_text(encoding="utf-8"))
+        found["gpu"]["9b"] |= other
+        (tmp_path / "it.json").write_text(json.dumps(found), encoding="utf-8")
+        with pytest.raises(SystemExit) as ended:
+            reference_record.main([str(tmp_path / "it.json"), str(tmp_path / "out.json"), "--model", model])
+        assert ended.value.code == 2 and not (tmp_path / "out.json").exists()
+        return " ".join(capsys.readouterr().err.split())
+
+    assert "has no --model 32b, but 9b, pocket" in told("32b")
+    assert "answers of 1 token, which say nothing" in told("9b", settings={"prompt": 1000, "answer": 1})
+    none = {"eager": {"failure": "out of memory"}, "static": {"samples": []}}
+    assert "no road of 9b ran (eager: out of memory; static: not measured)" in told("9b", roads=none)
 
 
 def test_compare_draws_both_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import zipfile
@@ -10,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from edge.errors import DownloadError
+from edge.errors import DownloadError, OutputError
 from edge.runtime import itrex_home, itrex_pip
 
 PINS = "# of nothing\nsmall==1.0\ntorch==2.0\n"
@@ -68,25 +69,96 @@ def silent(stage: str, done: int, total: int) -> None:
     pass
 
 
+def alive(number: int) -> bool:
+    try:
+        return psutil.Process(number).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def test_what_was_broken_off_is_gone_on_with(wheels: Path, python: Path, pins: Path) -> None:
     stages: dict[str, set[str]] = {}
 
     def interrupt(stage: str, done: int, total: int) -> None:
         if stage not in stages:
             stages[stage] = there(python)
-        if stage == itrex_pip._REST and done:
+        if stage == itrex_pip._REST:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         itrex_pip.fill(python, pins, interrupt)
-    assert [each.cmdline() for each in psutil.Process().children(recursive=True) if "pip" in each.cmdline()] == []
-    assert stages[itrex_pip._PARTS] == {"torch"} and stages[itrex_pip._REST] == {"torch", "nvidia-a"}
+    parts = [f"{itrex_pip._PARTS}, {number} of 2" for number in (1, 2)]
+    assert list(stages) == [itrex_pip._UNPACKING, *parts, itrex_pip._REST]
+    assert [stages[stage] for stage in parts] == [{"torch"}, {"torch", "nvidia-a"}]
     assert there(python) == {"torch", "nvidia-a"} and not (python.parents[1] / "tmp").exists()
     for path in wheels.glob("[tn][ov]*.whl"):  # torch and nvidia-a: they are not asked for again
         path.unlink()
     itrex_pip.fill(python, pins, silent)
     assert there(python) == {"torch", "nvidia-a", "small", "tiny"}  # nvidia-b is for other machines
     assert not (python.parents[1] / "tmp").exists()
+
+
+def test_what_pip_was_unpacking_is_installed_again(wheels: Path, python: Path, pins: Path) -> None:
+    itrex_pip.fill(python, pins, silent)
+    (place,) = (path for path in itrex_pip._packages(python.parents[1]) if path.is_dir())
+    left = {
+        "torch-2.0": {"METADATA"}, "nvidia_a-1.0": {"METADATA", "WHEEL", "RECORD"},
+        "tiny-1.0": {"METADATA", "INSTALLER"}, "small-1.0": set[str](),
+    }  # fmt: skip
+    modules = [place / f"{name.partition('-')[0]}.py" for name in left]
+    for name, module in zip(left, modules, strict=True):
+        for path in (place / f"{name}.dist-info").iterdir():
+            if path.name not in left[name]:
+                path.unlink()
+        module.write_text("half a fi", encoding="utf-8")
+    assert there(python) == set()
+    itrex_pip.fill(python, pins, silent)
+    assert there(python) == {"torch", "nvidia-a", "small", "tiny"}
+    assert [module.read_text(encoding="utf-8") for module in modules] == [""] * len(left)
+
+
+def test_another_environment_is_left_alone(python: Path, tmp_path: Path) -> None:
+    place = python.parents[1]
+    other = tmp_path / "other" / "lib" / "python3" / "site-packages"
+    half = [other / "torch-2.0.dist-info", place / "lib" / "python3" / "site-packages" / "torch-2.0.dist-info"]
+    for path in half:
+        path.mkdir(parents=True)
+        (path / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 2.0\n", encoding="utf-8")
+    with contextlib.suppress(OSError):  # Windows lets few make links
+        (place / "lib" / "linked").symlink_to(other.parent, target_is_directory=True)
+    itrex_pip.tidy(place)
+    assert [path.exists() for path in half] == [True, False]
+
+
+def test_what_cannot_be_deleted_is_told(python: Path, pins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (python.parents[1] / "tmp").mkdir()
+    monkeypatch.setattr(itrex_pip, "delete", lambda folder: None)  # as where another program holds it open
+    with pytest.raises(OutputError, match="tmp cannot be deleted"):
+        itrex_pip.fill(python, pins, silent)
+
+
+def test_an_interrupted_pip_is_ended_with_its_child(tmp_path: Path) -> None:
+    script = (
+        "import os, subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(300)'])\n"
+        "print('Collecting', os.getpid(), child.pid, flush=True); time.sleep(300)"
+    )
+    numbers: list[int] = []
+
+    def interrupt(told: str) -> None:
+        numbers.extend(map(int, told.split()))
+        assert len(numbers) == 2 and all(map(alive, numbers))
+        raise KeyboardInterrupt
+
+    pip = itrex_pip._Pip(Path(sys.executable), tmp_path)
+    pip._words = [sys.executable, "-c", script]
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            pip.install([], None, at=interrupt)
+        assert not any(map(alive, numbers))
+    finally:
+        for number in filter(alive, numbers):
+            psutil.Process(number).kill()
 
 
 def test_a_download_is_told_by_what_came(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from edge.bench.case import Measured
 from edge.bench.compare import Difference, compare, compare_values
 
 _STARTS = {"loaded_seconds": "start to loaded", "first_token_seconds": "start to first token"}
+FEWEST = 6
+"""Rounds of which `edge.bench.compare` tells anything."""
 _ROWS: tuple[tuple[str, str, float, str], ...] = (
     ("loaded_seconds", "process start to loaded (ours: and warmed up), s", 1.0, ".1f"),
     ("first_token_seconds", "process start to first token, s", 1.0, ".1f"),
@@ -112,7 +114,8 @@ def _speed(part: Mapping[str, Any]) -> list[str]:
     ]
     if part["ours_to_peer"]:
         lines += [
-            "", "Our time as a multiple of theirs, with the interval that 95 of 100 repetitions would meet:", "",
+            "", "Our time as a multiple of theirs, with the interval that 95 of 100 repetitions would meet"
+            + (":" if part["settings"]["rounds"] >= FEWEST else ", roughly: the rounds are few."), "",
             _row(["", *part["ours_to_peer"]]), "| --- " * (1 + len(part["ours_to_peer"])) + "|",
         ]  # fmt: skip
         for metric in next(iter(part["ours_to_peer"].values())):

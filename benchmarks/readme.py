@@ -17,6 +17,8 @@ from typing import Any
 
 import click
 
+from benchmarks.peers_report import FEWEST
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- measured: written by python -m benchmarks.readme -->", "<!-- /measured -->"
@@ -139,6 +141,8 @@ def _speeds(results: Path) -> Iterator[Line]:
         if found and _OURS in found["figures"]:
             figures, settings = found["figures"], found["settings"]
             asked = f"{words}, {settings['prompt_tokens']:,} tokens in"
+            if settings.get("rounds", FEWEST) < FEWEST:
+                asked += f", medians of {settings['rounds']} rounds"
             firsts = {who: f"{row['first_token_seconds']:.1f} s" for who, row in figures.items()}
             yield f"{asked}: process start to first token", firsts.pop(_OURS), _beside(firsts), _on(found["machine"])
             rates = {who: _rates(row["prefill_rate"], row["decode_rate"]) for who, row in figures.items()}
@@ -158,7 +162,10 @@ def _rates(prefill: float, decode: float | None) -> str:
 def _alike(told: Mapping[str, Mapping[str, Any]]) -> str:
     """Which of the two rates is not told from ours by what was measured."""
     names = (("TTFT", "prefill"), ("TPOT", "decode"))
-    alike = [name for metric, name in names if told.get(metric, {}).get("verdict") == "no difference"]
+    found = [(told.get(metric, {}), name) for metric, name in names]
+    alike = [
+        name for each, name in found if each.get("verdict") == "no difference" and each.get("pairs", FEWEST) >= FEWEST
+    ]
     return f" ({' and '.join(alike)}: no difference)" if alike else ""
 
 

@@ -64,6 +64,15 @@ def test_every_line_has_its_figures_and_its_machine(tmp_path: Path) -> None:
     assert lines[7] == "" and not any("ITREX" in line for line in lines)  # it is in the peers' own table
 
 
+def test_of_few_rounds_no_verdict_is_said(tmp_path: Path) -> None:
+    measured = peers()
+    measured["speed"]["settings"]["rounds"] = 4
+    measured["speed"]["ours_to_peer"]["llama.cpp Q4_0"]["TPOT"]["pairs"] = 4
+    write(tmp_path, "peers_pocket", measured)
+    assert "1,024 tokens in, medians of 4 rounds: prefill, decode | 1,524" in readme.table(tmp_path)
+    assert "no difference" not in readme.table(tmp_path)
+
+
 def test_what_was_not_measured_is_left_out(tmp_path: Path) -> None:
     measured = peers()
     del measured["speed"]

@@ -78,7 +78,7 @@ class Found:
     case: Case
     seconds: float
     enough_seconds: float = 0.0
-    """In which a search would try all, were none hopeless; its question may be longer than this one's was."""
+    """What trying all would have taken, had none been hopeless; with more time the question is longer, too."""
 
     @property
     def left_out(self) -> int:
@@ -135,8 +135,7 @@ class _Search:
             self._case = self._fitting(best, loaded, sum(map(len, changes)))
             start = self._clock()
             self._round(best, -1)  # new shapes are compiled
-            self._loaded, self._asked = loaded, self._clock() - start
-            self._cost = loaded + 2 * _PAIRS * self._asked
+            self._cost = loaded + 2 * _PAIRS * (self._clock() - start)
             first_seconds = self._clock() - self._begin
             for group in changes:
                 winner: tuple[Change, _Way] | None = None
@@ -164,7 +163,7 @@ class _Search:
         for change in kept:
             settings = change.on(settings)
         words = tuple(change.words for change in kept)
-        enough = self._enough(first_seconds, len(tried))
+        enough = first_seconds + self._cost * (len(tried) + 2)  # two are left when the last is begun
         took = self._clock() - self._begin
         return Found(settings, words, final if kept else None, tuple(tried), self._case, took, enough)
 
@@ -181,33 +180,15 @@ class _Search:
         samples = way.worker.run(Case(max(64, facts["shortest"]), 8), -1, later=False)
         took = self._clock() - start
         (_, sample) = samples[0]
-        self._speed = sample.ttft_seconds / sample.prompt_tokens, sample.tpot_seconds or took / 8
-        self._cases = [Case(prompt, new) for prompt, new in _SIZES
-                       if prompt + 2 * new + 64 <= facts["context"] and prompt >= facts["shortest"]]  # fmt: skip
-        return self._longest(self._left(), loaded, changes) or Case(max(64, facts["shortest"]), 8)
-
-    def _longest(self, left: float, loaded: float, changes: int) -> Case | None:
-        """The longest question with which so many changes can be tried in the time."""
-        each = left / (1 + max(_TRIED * changes, 1))  # and once more, against the defaults
+        per_token = sample.ttft_seconds / sample.prompt_tokens
+        tpot = sample.tpot_seconds or took / 8
+        each = self._left() / (1 + max(_TRIED * changes, 1))  # and once more, against the defaults
         room = (each - loaded) / (2 * _PAIRS + 1)
-        return next((case for case in self._cases if self._foreseen(case) <= room), None)
-
-    def _foreseen(self, case: Case) -> float:
-        per_token, tpot = self._speed
-        return case.prompt_tokens * per_token + 2 * case.new_tokens * tpot
-
-    def _enough(self, first_seconds: float, changes: int) -> float:
-        """A time in which all changes would be tried: more time makes the questions longer, too."""
-        enough = first_seconds + self._cost * (changes + 2)  # two are left when the last is begun
-        off = self._asked / self._foreseen(self._case)
-        for case in reversed(self._cases):
-            if case.prompt_tokens < self._case.prompt_tokens:
-                continue
-            cost = self._loaded + 2 * _PAIRS * off * self._foreseen(case)
-            enough = first_seconds + cost * (changes + 2)
-            if (self._longest(enough - first_seconds, self._loaded, changes) or case) == case:
-                break
-        return enough
+        for prompt, new in _SIZES:
+            fits = prompt + 2 * new + 64 <= facts["context"] and prompt >= facts["shortest"]
+            if fits and prompt * per_token + 2 * new * tpot <= room:
+                return Case(prompt, new)
+        return Case(max(64, facts["shortest"]), 8)
 
     def _try(self, ending: ExitStack, change: Change, best: _Way) -> tuple[Tried, _Way | None]:
         """What came of a change on the best way so far, and its way if it is better."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,9 +62,7 @@ def tune(
     defaults = Settings(place, context=context, tuned=False)
     with progress_lines() as progress:
         found = searching.search(folder, defaults, _changes(place), aim, seconds=60 * minutes, progress=progress)
-    if (
-        found.left_out and found.final is None
-    ):  # an earlier search may have had more time
+    if found.left_out and found.final is None:  # an earlier search may have had more time
         click.echo(json.dumps(_facts(found, None), indent=1) if as_json else _told(found, aim, place))
         return
     ratio = found.final.ratio if found.final is not None else 1.0
@@ -110,9 +107,9 @@ def _told(found: Found, aim: str, place: str) -> str:
         ratio = "" if each.ratio is None else f", {each.ratio:.2f} of the {what}"
         why = "" if each.reason is None else f": {each.reason}"
         lines.append(f"  {each.words:<34} {each.verdict}{ratio}{why}")
-    final, minutes = found.final, math.ceil(found.enough_seconds / 60)
+    final = found.final
     if found.left_out:
-        lines.append(f"{found.left_out} of {len(found.tried)} were not tried: --minutes {minutes} should do for all.")
+        lines.append(f"{found.left_out} of {len(found.tried)} were not tried: --minutes gives it more time.")
     if found.left_out and final is None:
         lines.append("Nothing is kept: what was in use before still is.")
     elif final is None:

@@ -160,9 +160,6 @@ def test_several_changes_are_tried_whatever_the_machine(
     made = found(speeds, groups, seconds=seconds, load=load, reading=reading, writing=writing)
     assert sum(each.verdict != "not tried" for each in made.tried) >= 3
     assert made.seconds <= seconds
-    if made.left_out:
-        again = found(speeds, groups, seconds=made.enough_seconds, load=load, reading=reading, writing=writing)
-        assert again.left_out == 0, "with the time that it names, although its question is longer then"
 
 
 def test_memory_is_saved_at_no_more_than_a_tenth_of_the_speed() -> None:
@@ -216,7 +213,7 @@ def test_a_search_without_time_keeps_what_an_earlier_one_found(
         return capsys.readouterr().out
 
     told = tune(12)
-    assert "2 of 2 were not tried: --minutes 2 should do" in told and "Nothing is kept" in told
+    assert "2 of 2 were not tried: --minutes gives it more time" in told and "Nothing is kept" in told
     assert tuned.read(tmp_path, "CPU") == earlier
     told = tune(1000)
     assert "Kept: long steps" in told and "not tried" not in told

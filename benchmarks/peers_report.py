@@ -30,7 +30,7 @@ def figures(measured: Measured, starts: Sequence[Mapping[str, Any]]) -> dict[str
     return {
         **{name: statistics.median(start[name] for start in starts) for name in _STARTS},
         # not `found.prefill_rate`: answers of a round count there as made at once
-        "prefill_rate": statistics.median(each.read_tokens / each.ttft_seconds for _, each in measured.samples),
+        "prefill_rate": statistics.median(each.prompt_tokens / each.ttft_seconds for _, each in measured.samples),
         "decode_rate": found.decode_rate,
         "anonymous_bytes": measured.memory["anonymous"],
         "resident_bytes": measured.memory["resident"],

@@ -71,6 +71,8 @@ def _round(
     seconds, busy = time.perf_counter() - start, elsewhere.share()
     samples = []
     for prompt, (_, usage) in zip(prompts, answers, strict=True):
-        read = len(prompt) - (usage.cached_tokens or 0)
+        # Of a random prompt nothing is cached. How much of a later turn is, is not told where others share its steps.
+        read = len(prompt) - usage.cached_tokens if usage.cached_tokens is not None else None
+        read = len(prompt) if read is None and not case.later else read
         samples.append((case, Sample(number, len(prompt), read, usage.token_seconds, seconds, busy)))
     return samples, [ids for ids, _ in answers]

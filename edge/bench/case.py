@@ -48,8 +48,8 @@ class Sample:
     """Which repetition; samples of two runs in the same round had the same prompt."""
     prompt_tokens: int
     """That the model was given, all turns together."""
-    read_tokens: int
-    """Of these, what it had to read: without what the prefix cache should have had."""
+    read_tokens: int | None
+    """Of these, what it had to read: without what the prefix cache should have had; None where that is not known."""
     token_seconds: tuple[float, ...]
     """When each token came, in seconds after the request."""
     seconds: float

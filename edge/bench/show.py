@@ -138,10 +138,14 @@ def _heading(measured: Measured) -> str:
 def _row(found: Figures) -> tuple[str, ...]:
     shares = " / ".join("-" if each is None else f"{each:.0%}" for each in (found.ttft_share, found.tpot_share))
     return (
-        found.case.name, f"{seconds(found.ttft)} ({seconds(found.ttft_p90)})", f"{found.prefill_rate:,.0f}",
+        found.case.name, f"{seconds(found.ttft)} ({seconds(found.ttft_p90)})", _rate(found.prefill_rate),
         seconds(found.tpot), _rare(found), "-" if found.decode_rate is None else f"{found.decode_rate:,.1f}",
         f"{found.throughput:,.1f}", shares,
     )  # fmt: skip
+
+
+def _rate(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}"
 
 
 def _rare(found: Figures) -> str:

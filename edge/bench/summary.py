@@ -22,7 +22,7 @@ class Figures:
     case: Case
     samples: int
     prompt_tokens: float
-    read_tokens: float
+    read_tokens: float | None
     ttft: float
     ttft_p90: float
     tpot: float | None
@@ -32,7 +32,7 @@ class Figures:
     step_p90: float | None
     step_p99: float | None
     """None of fewer than a hundred, too."""
-    prefill_rate: float
+    prefill_rate: float | None
     """Tokens of the prompt that had to be read, all requests together, to the first token of the last."""
     decode_rate: float | None
     """Of one answer."""
@@ -66,9 +66,11 @@ def _figures(measured: Measured, case: Case) -> Figures:
     steps = [step for sample in samples for step in sample.steps]
     tpots = [sample.tpot_seconds for sample in samples if sample.tpot_seconds is not None]
     rounds = [[each for each in samples if each.round == number] for number in sorted({s.round for s in samples})]
-    prompt, read = (statistics.fmean(getattr(s, name) for s in samples) for name in ("prompt_tokens", "read_tokens"))
+    prompt = statistics.fmean(sample.prompt_tokens for sample in samples)
+    known = [sample for sample in samples if sample.read_tokens is not None]
+    read = statistics.fmean(sample.read_tokens or 0 for sample in known) if len(known) == len(samples) else None
     tpot = statistics.median(tpots) if tpots else None
-    prefill_limit, decode_limit = _limits(measured, case, round(prompt), round(read))
+    prefill_limit, decode_limit = _limits(measured, case, round(prompt), None if read is None else round(read))
     busy = [sample.busy_elsewhere for sample in samples if sample.busy_elsewhere is not None]
     return Figures(
         case=case,
@@ -81,8 +83,10 @@ def _figures(measured: Measured, case: Case) -> Figures:
         step_p50=quantile(steps, 0.5) if steps else None,
         step_p90=quantile(steps, 0.9) if steps else None,
         step_p99=quantile(steps, 0.99) if len(steps) >= FEWEST_OF_A_HUNDRED else None,
-        prefill_rate=statistics.median(
-            sum(each.read_tokens for each in made) / max(each.ttft_seconds for each in made) for made in rounds
+        prefill_rate=None
+        if read is None
+        else statistics.median(
+            sum(each.read_tokens or 0 for each in made) / max(each.ttft_seconds for each in made) for made in rounds
         ),
         decode_rate=1 / tpot if tpot else None,
         throughput=statistics.median(
@@ -95,14 +99,14 @@ def _figures(measured: Measured, case: Case) -> Figures:
     )
 
 
-def _limits(measured: Measured, case: Case, prompt: int, read: int) -> tuple[float | None, float | None]:
+def _limits(measured: Measured, case: Case, prompt: int, read: int | None) -> tuple[float | None, float | None]:
     """Seconds to the first token and for each further one that the machine's limits alone would take."""
     if measured.limits is None or measured.counts is None or not measured.limits["bandwidth"]:
         return None, None
     counts = Counts(**measured.counts)
     bandwidth, rate = measured.limits["bandwidth"], measured.limits["flop_rate"]
     return (
-        None if case.together > 1 else counts.prefill_seconds(prompt, max(read, 1), 1, bandwidth, rate),
+        None if case.together > 1 or read is None else counts.prefill_seconds(prompt, max(read, 1), 1, bandwidth, rate),
         counts.decode_seconds(prompt + case.new_tokens / 2, case.together, bandwidth, rate),
     )
 

@@ -150,7 +150,8 @@ class TestPocket:
                 assert 0 < found.ttft < 60 and found.tpot is not None and 0 < found.tpot < 10
                 assert found.tpot_share is not None and found.tpot_share > 0.001
                 if found.case.later:
-                    assert found.read_tokens < found.prompt_tokens, "what was read before is not read again"
+                    assert found.read_tokens is not None or found.case.together > 1
+                    assert (found.read_tokens or 0) < found.prompt_tokens, "what was read before is not read again"
                 else:
                     assert found.read_tokens == found.prompt_tokens, "no cache knows a random prompt"
 

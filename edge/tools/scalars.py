@@ -11,8 +11,9 @@ from edge.errors import UsageError
 from edge.tools import numbers
 from edge.tools.numbers import Bound, Rule
 
-LONGEST = 128
-"""A bound on a length or a count: with more, xgrammar was seen to take half a minute for a schema."""
+LONGEST_STRING, LONGEST_ARRAY = 4096, 128
+_PART = 64
+"""Signs that are counted together: of more than 128, xgrammar was seen to take 13 seconds for one step."""
 BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 _LONGEST_BOUND = 30
 
@@ -37,12 +38,28 @@ _FORMATS = {
 
 def string(schema: Mapping[str, Any], at: str) -> str:
     """A string of a length or a format."""
-    least, most = lengths(schema, "minLength", "maxLength", at)
+    least, most = string_lengths(schema, at)
     if (form := _FORMATS.get(schema.get("format", ""))) is not None:
         if "minLength" in schema or "maxLength" in schema:
             raise refusal(f"format and a length stand together at {at}", "Leave the length out.")
         return rf'("\"" {form} "\"")'
-    return rf'("\"" char{times(least, most)} "\"")' if least or most is not None else "string"
+    return rf'("\"" {_signs(least, most)} "\"")' if least or most is not None else "string"
+
+
+def _signs(least: int, most: int | None) -> str:
+    """So many of `char`."""
+    if max(least, most or 0) <= 2 * _PART:
+        return f"char{times(least, most)}"
+    parts = [f"char{{{_PART}}}"] * (least // _PART) + [f"char{{{least % _PART}}}"] * (least % _PART > 0)
+    return " ".join([*parts, "char*" if most is None else _at_most(most - least)])
+
+
+def _at_most(most: int) -> str:
+    """Up to so many of `char`. At each place one of the ways alone goes on beyond a part's end."""
+    found = f"char{{0,{most % _PART}}}" if most % _PART else '""'
+    for _ in range(most // _PART):
+        found = f"(char{{0,{_PART - 1}}} | char{{{_PART}}} {found})"
+    return found
 
 
 def number(schema: Mapping[str, Any], kind: str, at: str, rule: Rule) -> str:
@@ -76,12 +93,21 @@ def _whole(bound: Bound | None, rounding: str, step: int) -> Bound | None:
     return Bound(rounded + step if rounded != bound.value or bound.open else rounded)
 
 
-def lengths(schema: Mapping[str, Any], lower: str, upper: str, at: str) -> tuple[int, int | None]:
-    """The least and the most, of a string's signs or an array's items."""
+def string_lengths(schema: Mapping[str, Any], at: str) -> tuple[int, int | None]:
+    """The least and the most signs of a string."""
+    return _lengths(schema, "minLength", "maxLength", at, LONGEST_STRING)
+
+
+def array_lengths(schema: Mapping[str, Any], at: str) -> tuple[int, int | None]:
+    """The least and the most items of an array."""
+    return _lengths(schema, "minItems", "maxItems", at, LONGEST_ARRAY)
+
+
+def _lengths(schema: Mapping[str, Any], lower: str, upper: str, at: str, longest: int) -> tuple[int, int | None]:
     least, most = schema.get(lower, 0), schema.get(upper)
     for word, value in ((word, schema[word]) for word in (lower, upper) if word in schema):
-        if not (_is_number(value) and value == int(value) and 0 <= value <= LONGEST):
-            raise refusal(f"{word} at {at} is {shown(value)}", f"Take a whole number of at most {LONGEST:,}.")
+        if not (_is_number(value) and value == int(value) and 0 <= value <= longest):
+            raise refusal(f"{word} at {at} is {shown(value)}", f"Take a whole number of at most {longest:,}.")
     if most is not None and least > most:
         raise refusal(f"{lower} at {at} is above {upper}", "Lower it.")
     return int(least), None if most is None else int(most)

@@ -25,7 +25,7 @@ from typing import Any
 
 from edge.tools import numbers
 from edge.tools.joining import DEEPEST, OF_TYPE, TYPES, Joiner, Work, both, is_a, types, values_of
-from edge.tools.scalars import BOUNDS, lengths, number, refusal, string, times
+from edge.tools.scalars import BOUNDS, array_lengths, number, refusal, string, string_lengths, times
 
 MOST_BYTES = 100_000
 """Of a schema, in UTF-8."""
@@ -146,7 +146,7 @@ class _Writer:
         if text in _SHARED:
             return text
         if text not in self._shared:
-            self._work.repeat(*lengths(schema, "minLength", "maxLength", at))
+            self._work.repeat(*string_lengths(schema, at))
             self._shared[text] = self._rule(text)
         return self._shared[text]
 
@@ -234,7 +234,7 @@ class _Writer:
         return f'("{{" ws {first} ws "}}")'
 
     def _array(self, schema: Mapping[str, Any], at: str, depth: int) -> str:
-        least, most = lengths(schema, "minItems", "maxItems", at)
+        least, most = array_lengths(schema, at)
         prefix, items = schema.get("prefixItems", []), schema.get("items", True)
         if isinstance(items, list):
             raise refusal(f"items at {at} is a list", "Write it as JSON Schema 2020-12 does, as prefixItems.")

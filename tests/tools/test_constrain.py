@@ -192,5 +192,8 @@ def test_the_pocket_model_keeps_to_it(pocket_dir: Path) -> None:
         form = {"type": "json_schema", "json_schema": {"name": "n", "schema": numbers}}
         text = answer(0, demand(response_format=form).grammar, [Message("user", "JSON, please.")])
         jsonschema.validate(json.loads(text), numbers)
+        note = {"type": "string", "minLength": 129, "maxLength": 150}
+        form = {"type": "json_schema", "json_schema": {"name": "n", "schema": note}}
+        jsonschema.validate(json.loads(answer(0, demand(response_format=form).grammar)), note)
     finally:
         engine.close()

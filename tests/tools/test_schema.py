@@ -338,6 +338,19 @@ def test_a_bound_that_would_fill_the_memory_is_refused(bound: str) -> None:
         ebnf(f'{{"type": "number", "minimum": {bound}}}')
 
 
+@pytest.mark.parametrize(
+    ("least", "most"), [(0, 129), (0, 255), (0, 256), (129, None), (128, 192), (200, 200), (63, 320), (0, 1000)]
+)
+def test_a_long_string_has_its_length(least: int, most: int | None) -> None:
+    """It is counted in parts, and each length at a border of one has to be right."""
+    schema = {"minLength": least, **({} if most is None else {"maxLength": most})}
+    grammar = Grammar(ebnf(json.dumps({"type": "string", **schema})))
+    borders = {each + off for each in (0, 64, 128, 192, 256, 320, least, most or 0) for off in (-1, 0, 1)}
+    for length in sorted(each for each in borders if each >= 0):
+        fits = least <= length and (most is None or length <= most)
+        assert grammar.holds(json.dumps("x" * length)) == fits, length
+
+
 def test_choices_may_be_refs() -> None:
     defs = {"A": tagged("a"), "B": tagged("b")}
     grammar = Grammar(ebnf(json.dumps({"$defs": defs, "oneOf": [{"$ref": "#/$defs/A"}, {"$ref": "#/$defs/B"}]})))

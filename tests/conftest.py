@@ -161,6 +161,17 @@ def pocket_checkpoint() -> Path:
 
 
 @pytest.fixture(scope="session")
+def plain_export(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model of random weights in bf16; to be read only."""
+    from edge.cli import _run
+
+    work = tmp_path_factory.mktemp("plain")
+    made = write_checkpoint(work / "c", vocab_size=320, scale=0.02)
+    assert _run(["export", str(made), str(work / "out"), "--weights", "bf16"]) == 0
+    return work / "out"
+
+
+@pytest.fixture(scope="session")
 def pocket_dir(pocket_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The pocket model exported with the default recipe, by the command a user types.
 

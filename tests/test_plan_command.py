@@ -10,15 +10,11 @@ from types import SimpleNamespace
 import pytest
 
 from edge.cli import _run
-from tests.conftest import write_checkpoint
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    work = tmp_path_factory.mktemp("plan")
-    made = write_checkpoint(work / "c", vocab_size=320, scale=0.02)
-    assert _run(["export", str(made), str(work / "out"), "--weights", "bf16"]) == 0
-    return work / "out"
+@pytest.fixture
+def folder(plain_export: Path) -> Path:
+    return plain_export
 
 
 @pytest.fixture(autouse=True)

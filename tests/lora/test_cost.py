@@ -20,7 +20,7 @@ from edge.lora.fitted import Fitted
 from edge.model.spec import GlmSpec
 from edge.runtime.scheduling import schedule
 from edge.runtime.settings import Settings
-from tests.conftest import TINY_CONFIG, write_checkpoint
+from tests.conftest import TINY_CONFIG
 from tests.laptops import machine, write
 from tests.lora.made import write_adapter
 
@@ -51,21 +51,13 @@ def test_q_k_and_v_read_the_same(tmp_path: Path) -> None:
     assert (found.matrices, found.numbers) == (2 * layers, layers * (hidden + SPEC.q_size + SPEC.kv_size))
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    work = tmp_path_factory.mktemp("cost")
-    made = write_checkpoint(work / "c", vocab_size=320, scale=0.02)
-    assert _run(["export", str(made), str(work / "out"), "--weights", "bf16"]) == 0
-    return work / "out"
-
-
-def test_files_are_as_large_as_they_are_said_to_be(exported: Path, tmp_path: Path) -> None:
+def test_files_are_as_large_as_they_are_said_to_be(plain_export: Path, tmp_path: Path) -> None:
     """Those of zeros, too, which are what safetensors would have written."""
     from safetensors.numpy import load
 
-    spec = GlmSpec.from_folder(exported)
+    spec = GlmSpec.from_folder(plain_export)
     loras = Loras((Asked(write_adapter(tmp_path / "a", spec)), Asked(write_adapter(tmp_path / "b", spec, rank=9))))
-    fitted = Fitted(exported, loras)
+    fitted = Fitted(plain_export, loras)
     for choice in loras.choices:
         read = load(fitted.file(choice).tobytes())
         expected = fitted.tensors(choice)
@@ -75,17 +67,17 @@ def test_files_are_as_large_as_they_are_said_to_be(exported: Path, tmp_path: Pat
 
 
 def test_a_plan_counts_them(
-    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    plain_export: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory = SimpleNamespace(total=16_000_000_000, available=11_000_000_000)
     monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
     monkeypatch.setattr("edge.runtime.machine.Machine.memory_limit", lambda self: None)
-    spec = GlmSpec.from_folder(exported)
+    spec = GlmSpec.from_folder(plain_export)
     folder = write_adapter(tmp_path / "a", spec, rank=48)
 
     def planned(*more: str) -> dict[str, Any]:
         capsys.readouterr()
-        _run(["plan", str(exported), "--json", *more])
+        _run(["plan", str(plain_export), "--json", *more])
         facts: dict[str, Any] = json.loads(capsys.readouterr().out)
         return facts
 
@@ -95,21 +87,21 @@ def test_a_plan_counts_them(
     assert made["needed_bytes"] == without["needed_bytes"] + made["adapter_bytes"]
     tight = ["--memory", f"{without['needed_bytes'] + 1_000_000}B"]
     assert planned(*tight)["fits"] and not planned(*tight, "--lora", str(folder))["fits"]
-    assert _run(["plan", str(exported), "--lora", str(folder)]) == 0
+    assert _run(["plan", str(plain_export), "--lora", str(folder)]) == 0
     assert "adapters   " in capsys.readouterr().out
-    assert _run(["plan", str(exported), "--lora", str(tmp_path / "nowhere")]) == 1
+    assert _run(["plan", str(plain_export), "--lora", str(tmp_path / "nowhere")]) == 1
     assert "nowhere is not there" in capsys.readouterr().err
 
 
-def test_they_leave_less_for_the_cache(exported: Path, tmp_path: Path) -> None:
+def test_they_leave_less_for_the_cache(plain_export: Path, tmp_path: Path) -> None:
     """The files are in memory already when the cache is planned; the rest has still to come."""
-    spec = GlmSpec.from_folder(exported)
+    spec = GlmSpec.from_folder(plain_export)
     needed = sizes(write_adapter(tmp_path / "a", spec, rank=40), spec=spec)
     more = needed.bytes(256) - needed.files_bytes
 
     def blocks(limit: float, adapters: Sizes | None) -> int:
         write(tmp_path, **{"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": str(int(limit))})
-        values = schedule(exported, Settings("CPU"), adapters=adapters, machine=machine(tmp_path))[1]
+        values = schedule(plain_export, Settings("CPU"), adapters=adapters, machine=machine(tmp_path))[1]
         return int(values["num_kv_blocks"])
 
     most = blocks(GB, None)
